@@ -1,0 +1,49 @@
+# make demo and make test: the README's two commands. Both set up .venv first, build the wheel and
+# install it there, so that whatever runs, runs the package as a user gets it.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find genesis -name '*.py' -o -name py.typed) README.md LICENSE
+COVERAGE ?= --cov --cov-report=term
+ARGS ?=
+
+.PHONY: demo test lint format bench torture clean
+
+demo: .venv/installed
+	$(BIN)/python examples/demo.py $(ARGS)
+
+test: .venv/installed
+	$(BIN)/pytest $(COVERAGE) $(ARGS)
+
+torture: .venv/installed
+	$(BIN)/pytest -m torture $(ARGS)
+
+bench: .venv/bench
+	$(BIN)/python bench/stall.py $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.venv/venv:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/installed: .venv/venv pyproject.toml constraints.txt $(SOURCES)
+	$(BIN)/pip install -q -c constraints.txt hatchling
+	rm -rf dist
+	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
+	$(BIN)/pip uninstall -q -y genesis-checkpoint
+	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[dev]"
+	touch $@
+
+.venv/bench: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[bench]"
+	touch $@
+
+clean:
+	rm -rf .venv dist build .demo-* .coverage .hypothesis .mypy_cache .ruff_cache

@@ -1,0 +1,403 @@
+"""The plain calls: save and load, checkpoints of model and optimizer, checks of a file.
+
+Each is a few lines over the writer and the store; `genesis.aio` has the same, awaited.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Literal, overload
+
+from . import _fs, _store
+from ._errors import CorruptCheckpointError
+from ._futures import SaveFuture, SaveReport
+from ._writer import Capture, OnBusy, Request, writer
+
+Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+@overload
+def save(
+    state_dict: Any,
+    file_path: Path,
+    *,
+    background: Literal[False] = ...,
+    clear: bool = ...,
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveReport: ...
+@overload
+def save(
+    state_dict: Any,
+    file_path: Path,
+    *,
+    background: Literal[True],
+    clear: bool = ...,
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveFuture: ...
+@overload
+def save(
+    state_dict: Any,
+    file_path: Path,
+    *,
+    background: bool,
+    clear: bool = ...,
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveReport | SaveFuture: ...
+def save(
+    state_dict: Any,
+    file_path: Path,
+    *,
+    background: bool = False,
+    clear: bool = True,
+    capture: Capture = "copy",
+    on_busy: OnBusy = "wait",
+    metadata: Mapping[str, Any] | None = None,
+) -> SaveReport | SaveFuture:
+    """Save a state in one step: the file is the old one or the new one, never a part.
+
+    Args:
+        state_dict: a dict, or any object that pickle or dill can save; tensors and arrays in it
+            may be of any size.
+        file_path: the file. A symlink stays one, and its target is replaced.
+        background: return when the state is captured, and write on a thread.
+        clear: empty the dict when the file is durable, to free its memory. In the background only
+            entries are removed that still hold what was captured.
+        capture: of a background save. ``"copy"``: everything may be changed when the call returns.
+            ``"deferred"``: tensors of 64 KiB or more are copied by the writer; do not change or
+            resize them before `SaveFuture.wait_captured` returns.
+        on_busy: of a background save, when an earlier save of this path is under way or memory for
+            pending saves is used up. ``"wait"``; ``"skip"``: save nothing; ``"supersede"``: take
+            the place of a save of this path that is queued and not started, else wait.
+        metadata: a small mapping of JSON values to store beside the state.
+
+    Returns:
+        A `SaveReport`, or in the background a `SaveFuture` whose result is one.
+
+    Raises:
+        UnpicklableStateError: something in the state cannot be saved; the message names its place.
+        OSError: it could not be written. `file_path` holds the old file, the dict is untouched.
+        DurabilityUnknownError: it was written, but may not outlive a power cut.
+
+    Thread-safe. Saves of one path become durable in the order of the calls, also among threads;
+    among processes the last to finish wins.
+    """
+    request = make_request(
+        state_dict, file_path, clear=clear, capture=capture, on_busy=on_busy, metadata=metadata
+    )
+    return writer.submit(request) if background else writer.save(request)
+
+
+def make_request(
+    state: Any,
+    file_path: Path,
+    *,
+    clear: bool,
+    capture: Capture,
+    on_busy: OnBusy,
+    metadata: Mapping[str, Any] | None,
+) -> Request:
+    """Check the arguments of a save.
+
+    Raises:
+        ValueError: `capture` or `on_busy` is none of its values.
+    """
+    _check_choice("capture", capture, ("copy", "deferred"))
+    _check_choice("on_busy", on_busy, ("wait", "skip", "supersede"))
+    done = _clearing(state) if clear else _nothing
+    return Request(_fs.resolve(file_path), state, metadata, capture, on_busy, done)
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _nothing() -> None:
+    """What follows a save with ``clear=False``."""
+
+
+def _clearing(*states: Any) -> Callable[[], None]:
+    """A call that empties dicts of what they hold now, and of nothing that came later."""
+    captured = [(state, dict(state)) for state in states if isinstance(state, MutableMapping)]
+
+    def clear() -> None:
+        for state, entries in captured:
+            for key, value in entries.items():
+                if state.get(key, clear) is value:
+                    del state[key]
+
+    return clear
+
+
+@overload
+def save_checkpoint(
+    model_state_dict: Any,
+    optimizer_state_dict: Any,
+    file_path: Path,
+    *,
+    background: Literal[False] = ...,
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveReport: ...
+@overload
+def save_checkpoint(
+    model_state_dict: Any,
+    optimizer_state_dict: Any,
+    file_path: Path,
+    *,
+    background: Literal[True],
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveFuture: ...
+@overload
+def save_checkpoint(
+    model_state_dict: Any,
+    optimizer_state_dict: Any,
+    file_path: Path,
+    *,
+    background: bool,
+    capture: Capture = ...,
+    on_busy: OnBusy = ...,
+    metadata: Mapping[str, Any] | None = ...,
+) -> SaveReport | SaveFuture: ...
+def save_checkpoint(
+    model_state_dict: Any,
+    optimizer_state_dict: Any,
+    file_path: Path,
+    *,
+    background: bool = False,
+    capture: Capture = "copy",
+    on_busy: OnBusy = "wait",
+    metadata: Mapping[str, Any] | None = None,
+) -> SaveReport | SaveFuture:
+    """Save ``{"model_state_dict": ..., "optimizer_state_dict": ...}`` with `save`.
+
+    The dict that is cleared afterwards is that outer one: the two that were passed stay as they
+    are. Everything else is as for `save`.
+    """
+    return save(
+        checkpoint_of(model_state_dict, optimizer_state_dict),
+        file_path,
+        background=background,
+        capture=capture,
+        on_busy=on_busy,
+        metadata=metadata,
+    )
+
+
+def checkpoint_of(model_state_dict: Any, optimizer_state_dict: Any) -> dict[str, Any]:
+    """The dict that `save_checkpoint` saves."""
+    return {"model_state_dict": model_state_dict, "optimizer_state_dict": optimizer_state_dict}
+
+
+def load(
+    file_path: Path,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> Any:
+    """Load what `save`, `pickle.dump` or `dill.dump` wrote.
+
+    If a background save of the path is under way in this process, it is waited for first. If the
+    file is missing or damaged and a sound backup stands beside it, that is loaded, with a
+    `RecoveredFromBackupWarning`. The arrays of a file share one piece of memory, freed with the
+    last of them; clone what should outlive the rest.
+
+    Args:
+        file_path: the file.
+        verify: check every byte against its checksum before anything is built. ``None`` means
+            ``True``, but with `mmap` only for what is read at once: all except the arrays.
+        mmap: map the arrays from the file; their pages are read when touched. They can be written,
+            which never changes the file.
+        weights_only: build only tensors, arrays and plain containers; run nothing from the file.
+            For files from people you do not know.
+        map_location: where tensors go, as for `torch.load`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptCheckpointError: the file is damaged or no checkpoint; a `pickle.UnpicklingError`.
+        UnsafeLoadError: `weights_only` met something else.
+
+    Thread-safe, and safe beside any number of writers: it sees the old file or the new one.
+    """
+    path = _fs.resolve(file_path)
+    concurrent.futures.wait(writer.pending(path))
+    return _store.load(
+        path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
+    )
+
+
+def load_checkpoint(
+    file_path: Path,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> tuple[Any, Any]:
+    """Load a checkpoint; return ``(model_state_dict, optimizer_state_dict)``.
+
+    Raises:
+        KeyError: the file holds no such checkpoint. Otherwise as `load`.
+    """
+    state = load(
+        file_path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
+    )
+    return parts_of(state, file_path)
+
+
+def parts_of(state: Any, file_path: Path) -> tuple[Any, Any]:
+    """The two parts of a loaded checkpoint."""
+    try:
+        return state["model_state_dict"], state["optimizer_state_dict"]
+    except (KeyError, TypeError, IndexError) as exc:
+        raise KeyError(
+            f"{os.fsdecode(file_path)} holds no checkpoint of save_checkpoint ({exc!r}); "
+            "genesis.load returns whatever it does hold"
+        ) from exc
+
+
+def flush(timeout: float | None = None) -> None:
+    """Wait until every background save submitted so far is durable.
+
+    Raises:
+        TimeoutError: some are not after `timeout` seconds.
+        Exception: the first failure that nobody asked its future for; others are logged.
+    """
+    writer.flush(timeout)
+
+
+def configure(
+    *,
+    threads: int | None = None,
+    max_pending_bytes: int | None = None,
+    keep_arenas: int | None = None,
+) -> None:
+    """Change the writer of this process; what is not given stays as it is.
+
+    Args:
+        threads: saves that are written at a time, 2 by default.
+        max_pending_bytes: bytes that background saves may hold in memory before `on_busy` decides;
+            a quarter of the machine's memory by default.
+        keep_arenas: pieces of staging memory kept for later saves, 2 by default.
+
+    Raises:
+        ValueError: a number is out of range.
+    """
+    for name, value, least in (
+        ("threads", threads, 1),
+        ("max_pending_bytes", max_pending_bytes, 1),
+        ("keep_arenas", keep_arenas, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    writer.pool.threads = threads or writer.pool.threads
+    writer.max_pending_bytes = max_pending_bytes or writer.max_pending_bytes
+    if keep_arenas is not None:
+        _store.arenas.keep = keep_arenas
+
+
+def prewarm(state_dict: Any) -> None:
+    """Make staging memory for a state of this size present, so that the first background save
+    stalls no longer than the later ones. Raises as `save` does where the state cannot be saved."""
+    with _store.arenas.borrow(_store.plan(state_dict).size) as arena:
+        arena.prefault()
+
+
+def safe_load_checkpoint(
+    file_path: Path, model: Any, optimizer: Any = None, *, weights_only: bool = False
+) -> bool:
+    """Load a checkpoint into a model and an optimizer; say what happened; never raise an Exception.
+
+    Takes what `save_checkpoint` wrote, a dict with more entries beside those, or a bare model state
+    dict. An optimizer state that does not fit is a printed warning: the model is loaded all the
+    same.
+
+    Returns:
+        Whether the model's state was loaded.
+    """
+    try:
+        checkpoint = load(file_path, weights_only=weights_only)
+        load_into(checkpoint, model, optimizer)
+    except FileNotFoundError:
+        print(f"Checkpoint {os.fsdecode(file_path)} not found")
+        return False
+    except Exception as exc:
+        print(f"Error loading checkpoint: {exc}")
+        return False
+    print("Checkpoint loaded successfully")
+    return True
+
+
+def load_into(checkpoint: Any, model: Any, optimizer: Any) -> None:
+    """Load the parts of a checkpoint, or a bare model state dict, and say so."""
+    if "model_state_dict" not in checkpoint:
+        model.load_state_dict(checkpoint)
+        return
+    model.load_state_dict(checkpoint["model_state_dict"])
+    print("Model state loaded successfully")
+    if optimizer is not None and "optimizer_state_dict" in checkpoint:
+        _load_optimizer(checkpoint["optimizer_state_dict"], optimizer)
+    print(
+        f"Loaded checkpoint from epoch {checkpoint.get('epoch', 0)}, "
+        f"loss: {checkpoint.get('loss', 'unknown')}"
+    )
+
+
+def _load_optimizer(state: Any, optimizer: Any) -> None:
+    try:
+        optimizer.load_state_dict(state)
+    except Exception as exc:
+        print(f"Warning: Could not load optimizer state: {exc}")
+    else:
+        print("Optimizer state loaded successfully")
+
+
+def validate_checkpoint(file_path: Path) -> tuple[bool, str]:
+    """Check a checkpoint file without running anything from it.
+
+    Verifies every checksum, then judges the structure from the skeleton's opcodes: a dict with a
+    non-empty ``model_state_dict`` whose values are tensors or arrays.
+
+    Returns:
+        ``(True, "Checkpoint is valid")``, or ``False`` and what is wrong.
+    """
+    try:
+        return _judge(_store.outline(_fs.resolve(file_path)))
+    except (OSError, CorruptCheckpointError) as exc:
+        return False, f"Error validating checkpoint: {exc}"
+
+
+def _judge(checkpoint: Any) -> tuple[bool, str]:
+    if not isinstance(checkpoint, dict):
+        return False, "Checkpoint is not a dictionary"
+    if "model_state_dict" not in checkpoint:
+        return False, "Missing model_state_dict"
+    model_state = checkpoint["model_state_dict"]
+    if not isinstance(model_state, dict):
+        return False, "model_state_dict is not a dictionary"
+    if not model_state:
+        return False, "model_state_dict is empty"
+    for key, value in model_state.items():
+        if not hasattr(value, "shape"):
+            return False, f"Invalid tensor for key '{key}'"
+    return True, "Checkpoint is valid"
+
+
+def add_safe_globals(objects: Iterable[Callable[..., object]]) -> None:
+    """Let `load(weights_only=True)` call these classes and functions, in this process."""
+    from . import _restricted
+
+    _restricted.add_safe_globals(objects)

@@ -1,0 +1,220 @@
+"""Replacing a file in one step: temporary file, backup, rename, and the way back.
+
+Guarantees, for a crash or an error at any system call:
+- The target is the old file, whole, or the new one, whole. There is no moment without either.
+- An error before the rename leaves the old file, no temporary file, and a backup only if there was
+  one before.
+- `commit` returns only when file, directory entry and the removal order are on the medium: a power
+  cut later cannot bring the old file back.
+- What a killed process left is removed by the next replacement of the same target.
+
+It moves bytes it is given and knows nothing of what they mean, except through `is_sound`.
+
+The order of a commit, and why it is this one:
+1. sync the temporary file: a rename may reach the medium before data does;
+2. lock the directory: two processes must not mix their steps 3 to 6;
+3. give the old file its second name, the backup, through a temporary name of its own, so that an
+   older backup is replaced in one step and never missing;
+4. rename the temporary file to the target: the commit;
+5. sync the directory: until then a power cut can undo 4;
+6. remove the backup.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from . import _fs
+from ._errors import DurabilityUnknownError
+from ._locks import between_processes
+
+BACKUP_SUFFIX = ".genesis.bak"
+
+
+class Replacement:
+    """One replacement of one file. Write with `write`, then `commit`; `discard` on any error.
+
+    Use as a context manager: leaving without a commit discards. Not thread-safe, except that
+    writes to different offsets may run on different threads.
+
+    Args:
+        path: the real path of the target (see `_fs.resolve`).
+        is_sound: tells whether the file at a path is whole; asked only where a backup is in the way
+            of a new one, which a crash or a damaged target leaves behind.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: the directory is missing, or none.
+        IsADirectoryError: the target is a directory.
+        PermissionError: the directory cannot be written.
+    """
+
+    def __init__(self, path: str, *, is_sound: Callable[[str], bool]) -> None:
+        self.path = path
+        self._is_sound = is_sound
+        parent, self._name = os.path.split(path)
+        self._prefix = f".{self._name}.genesis-"
+        self._backup = self._name + BACKUP_SUFFIX
+        self._temporary = ""
+        self._fd = -1
+        self._directory = _fs.Directory(parent)
+        try:
+            self._begin()
+        except BaseException:
+            self.discard()
+            raise
+
+    def __enter__(self) -> Replacement:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.discard()
+
+    def _fresh_name(self) -> str:
+        return f"{self._prefix}{secrets.token_hex(8)}.tmp"
+
+    def _begin(self) -> None:
+        old = self._directory.status(self._name)
+        if old is not None:
+            _refuse_special(old, self.path)
+        with between_processes(self._directory, self._name):
+            self._sweep()
+            # Nobody else may read what only the owner could read before: the old file's mode
+            # comes later, through the descriptor.
+            name = self._fresh_name()
+            self._fd = self._directory.create(name, 0o666 if old is None else 0o600)
+            self._temporary = name
+            _fs.claim(self._fd)
+        if old is not None:
+            _fs.copy_ownership(self._fd, old)
+
+    def _sweep(self) -> None:
+        """Remove what killed writers of this target left. A living writer holds its file's lock."""
+        for name in self._directory.names(self._prefix):
+            if name.endswith(".tmp") and self._is_abandoned(name):
+                self._directory.remove(name)
+
+    def _is_abandoned(self, name: str) -> bool:
+        """
+        Race: another process commits between our listing and our opening. It holds the directory's
+        lock for that, and so do we.
+        """
+        try:
+            fd = self._directory.open(name)
+        except OSError:
+            return False  # gone, a symlink, or not ours to touch
+        try:
+            return _fs.is_abandoned(fd)
+        finally:
+            _fs.close(fd)
+
+    def start_direct(self) -> bool:
+        """Bypass the page cache from here on, if the file system can; see `_fs.write`."""
+        return _fs.start_direct(self._fd)
+
+    def stop_direct(self) -> None:
+        _fs.stop_direct(self._fd)
+
+    def write(self, data: Any, offset: int) -> None:
+        _fs.write(self._fd, data, offset)
+
+    def sync(self, size: int) -> None:
+        """Put the file on the medium after making sure that it has `size` bytes."""
+        written = _fs.size(self._fd)
+        if written != size:
+            raise OSError(errno.EIO, f"{size} bytes were written, the file has {written}", self.path)
+        _fs.sync_file(self._fd)
+
+    def commit(self) -> None:
+        """Make the new file the target. It must have been synced.
+
+        Raises:
+            DurabilityUnknownError: it is the target, but the directory could not be synced.
+            OSError: anything else; the target is the old file.
+        """
+        with between_processes(self._directory, self._name):
+            self._close_file()
+            made = self._back_up()
+            try:
+                self._directory.rename(self._temporary, self._name)
+            except BaseException:
+                if made:
+                    self._directory.remove(self._backup)
+                raise
+            self._temporary = ""
+            self._finish()
+        self._directory.close()
+
+    def _close_file(self) -> None:
+        # Under the directory's lock: the file's own lock goes with its descriptor, and a sweeper
+        # would take the file for abandoned.
+        fd, self._fd = self._fd, -1
+        _fs.close(fd)
+
+    def _back_up(self) -> bool:
+        """Give the old file its second name; ``False`` where it has none to give or has it."""
+        old = self._directory.status(self._name)
+        if old is None:
+            return False
+        _refuse_special(old, self.path)
+        there = self._directory.status(self._backup)
+        if there is not None and not self._is_outdated(there, old):
+            return False
+        self._link_backup()
+        return True
+
+    def _is_outdated(self, backup: os.stat_result, target: os.stat_result) -> bool:
+        """Whether a backup that is there already may give way to one of the target.
+
+        Not if it is the target under its second name, and not if it is the only sound copy.
+        """
+        return not _fs.same_file(backup, target) and self._is_sound(self.path)
+
+    def _link_backup(self) -> None:
+        name = self._fresh_name()
+        try:
+            if not self._directory.link(self._name, name):
+                self._directory.copy(self._name, name)
+            self._directory.rename(name, self._backup)
+        finally:
+            # Also after success: renaming one name of a file to another of the same file does
+            # nothing and leaves both.
+            self._directory.remove(name)
+
+    def _finish(self) -> None:
+        """What follows the rename. The new file stays, whatever goes wrong here."""
+        try:
+            self._directory.sync()
+        except OSError as exc:
+            problem = f"its directory could not be synced ({exc}); it may not outlive a power cut"
+            raise DurabilityUnknownError(self.path, problem) from exc
+        try:
+            self._directory.remove(self._backup)
+        except OSError as exc:
+            problem = f"its backup could not be removed ({exc})"
+            raise DurabilityUnknownError(self.path, problem) from exc
+
+    def discard(self) -> None:
+        """Remove what is not committed. Harmless after a commit, and after a discard."""
+        if self._fd >= 0:
+            with suppress(OSError):
+                self._close_file()
+        if self._temporary:
+            name, self._temporary = self._temporary, ""
+            with suppress(OSError):
+                self._directory.remove(name)
+        self._directory.close()
+
+
+def _refuse_special(status: os.stat_result, path: str) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(
+            errno.EISDIR, "this is a directory; name a file in it for the checkpoint", path
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "this is no regular file, so it cannot be replaced", path)

@@ -1,0 +1,79 @@
+"""The one place where a coroutine waits for a thread: a concurrent future awaited on asyncio or trio.
+
+Guarantees:
+- Cancelling the waiting task ends the waiting and nothing else. A save that was submitted is
+  written, its backup and rollback are done, and its future resolves; its error, if nobody is left
+  to see it, is logged and raised by the next `flush`.
+- A save that has not captured its state when it is cancelled never happened: its turn and memory
+  are given back, and no byte was written.
+- The event loop is woken once, by the thread that resolves the future, through the loop's own
+  thread-safe call. If the loop is gone by then, the waking is dropped: nobody waits.
+
+It knows futures and event loops, and nothing of checkpoints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+from ._pool import Pool
+
+T = TypeVar("T")
+
+executor = Pool(8, "genesis-aio")
+"""Runs the blocking part of an awaited load; apart from the writer, whose saves may take long."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=executor.reset_after_fork)
+
+
+async def call(work: Callable[[], T]) -> T:
+    """Run a blocking call on a thread. Cancelling leaves it to finish unheard."""
+    return await wait(executor.submit(work))
+
+
+async def wait(future: Future[T]) -> T:
+    """The result of a future that another thread resolves. Raises what it raises."""
+    await settled(future)
+    return future.result()
+
+
+async def settled(future: Future[T]) -> None:
+    """Wait until a future is resolved, with or without an error."""
+    import anyio
+
+    if future.done():
+        await anyio.lowlevel.checkpoint()
+        return
+    event = anyio.Event()
+    wake = _waker(event.set)
+    # Race: 1. the future resolves on its thread between `done` above and here; 2. then
+    # add_done_callback calls `wake` at once, on this thread, which is as good.
+    future.add_done_callback(lambda _: wake())
+    await event.wait()
+
+
+def _waker(call: Callable[[], object]) -> Callable[[], None]:
+    """A function that runs `call` on the running event loop from any thread."""
+    import sniffio
+
+    if sniffio.current_async_library() == "trio":
+        import trio
+
+        schedule: Callable[..., object] = trio.lowlevel.current_trio_token().run_sync_soon
+        gone: type[Exception] = trio.RunFinishedError
+    else:
+        import asyncio
+
+        schedule, gone = asyncio.get_running_loop().call_soon_threadsafe, RuntimeError
+
+    def wake() -> None:
+        try:
+            schedule(call)
+        except gone:
+            pass  # the loop has ended, and with it whoever waited
+
+    return wake

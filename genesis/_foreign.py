@@ -1,0 +1,67 @@
+"""Files of plain ``pickle.dump`` and ``dill.dump``: checked for form, then unpickled.
+
+Such a file has no checksums, so its opcodes are walked first: what is cut off, followed by other
+bytes or no pickle at all is refused before any object is built.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+from typing import Any
+
+from . import _fs, _pickling
+from ._errors import NotACheckpointError
+
+_ZIP = b"PK\x03\x04"
+
+
+def load_pickle(path: str, *, weights_only: bool) -> Any:
+    """Unpickle a file, with dill, which reads both kinds.
+
+    Raises:
+        NotACheckpointError: it is not one whole pickle, or cannot be unpickled.
+        UnsafeLoadError: `weights_only` refused something in it.
+    """
+    stream = read_pickle(path)
+    if weights_only:
+        from . import _restricted
+
+        return _restricted.load(stream, data=None, path=path)
+    try:
+        return _pickling.load_foreign(io.BytesIO(stream))
+    except Exception as exc:
+        raise NotACheckpointError(
+            path, f"the pickle cannot be loaded ({type(exc).__name__}: {exc})"
+        ) from exc
+
+
+def read_pickle(path: str) -> bytes:
+    """The bytes of a file that is one whole pickle. Raises as `load_pickle`."""
+    with _fs.reading(path) as fd:
+        stream = _fs.read(fd, _fs.size(fd), 0)
+    _check_form(path, stream)
+    return stream
+
+
+def _check_form(path: str, stream: bytes) -> None:
+    if not stream:
+        raise NotACheckpointError(path, "the file is empty", 0)
+    if stream.startswith(_ZIP):
+        hint = "load it with torch.load, then save the result with genesis.save"
+        raise NotACheckpointError(path, "a zip archive, as torch.save writes it", 0, hint)
+    file = io.BytesIO(stream)
+    position = 0
+    try:
+        for count, (opcode, argument, _position) in enumerate(pickletools.genops(file)):
+            position = file.tell()
+            # An index far beyond what was put so far would make the unpickler allocate a memo of
+            # that length.
+            if opcode.name.endswith("BINPUT") and argument > count + (1 << 16):
+                raise ValueError(f"memo index {argument} out of all proportion")
+    except Exception as exc:
+        raise NotACheckpointError(path, f"not a pickle ({exc})", position) from exc
+    if position != len(stream):
+        raise NotACheckpointError(
+            path, f"{len(stream) - position:,} more bytes follow the end of the pickle", position
+        )

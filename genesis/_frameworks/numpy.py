@@ -1,0 +1,61 @@
+"""NumPy arrays and dtypes as pickles that name only ``numpy.ndarray`` and ``numpy.dtype``.
+
+Both names are the same in NumPy 1 and 2. Arrays of Python objects are left to their own reduction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .._plan import DATA, DataRegion
+
+
+def reducer_for(cls: type) -> Any:
+    if cls is np.ndarray or cls is np.memmap:
+        return reduce_array
+    return reduce_dtype if issubclass(cls, np.dtype) else None
+
+
+def reduce_array(array: np.ndarray[Any, Any], region: DataRegion) -> Any:
+    """Place the array's bytes; rebuild it as a view of the data region."""
+    dtype = array.dtype
+    if dtype.hasobject:
+        return NotImplemented
+    if not array.size or not dtype.itemsize:
+        return np.ndarray, (array.shape, dtype)
+    flags = array.flags
+    if not (flags.c_contiguous or flags.f_contiguous):
+        array = np.ascontiguousarray(array)
+    address = array.__array_interface__["data"][0]
+    offset = region.place(array, address, array.nbytes, frozen=_is_frozen(array))
+    return np.ndarray, (array.shape, dtype, DATA, offset, array.strides)
+
+
+def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
+    """A read-only view of memory that somebody else may write is not frozen."""
+    return not array.flags.writeable and (array.base is None or type(array.base) is bytes)
+
+
+def reduce_dtype(dtype: np.dtype[Any], region: DataRegion) -> Any:
+    """``np.dtype(string)``, of a structure ``np.dtype(dict, align)``, else ``np.dtype(class)``."""
+    if dtype.metadata or dtype.hasobject or dtype.subdtype:
+        return NotImplemented
+    if dtype.fields:
+        return np.dtype, (_fields(dtype), dtype.isalignedstruct)
+    plain = dtype.str
+    return np.dtype, (plain if np.dtype(plain) == dtype else dtype.type,)
+
+
+def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
+    names = list(dtype.names or ())
+    fields = [(dtype.fields or {})[name] for name in names]
+    record: dict[str, Any] = {
+        "names": names,
+        "formats": [field[0] for field in fields],
+        "offsets": [field[1] for field in fields],
+        "itemsize": dtype.itemsize,
+    }
+    titles = [field[2] if len(field) > 2 else None for field in fields]
+    return record | {"titles": titles} if any(titles) else record

@@ -1,0 +1,406 @@
+"""Every system call of a save, and what each platform makes of it.
+
+Nothing above this module calls `os` for a file, and no error is swallowed here: what cannot be done
+is raised, with the path and the cure where those are known. The choices for macOS and Windows are
+written from their documentation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+T = TypeVar("T")
+
+_WINDOWS = sys.platform == "win32"
+_O_DIRECT: int = getattr(os, "O_DIRECT", 0)
+_O_BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_MAX_WRITE = 1 << 30
+"""Linux writes at most 0x7ffff000 bytes a call, macOS fails above 2 GiB."""
+
+BLOCK = 4096
+"""Direct writes start, end and lie in memory at multiples of this."""
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
+_NO_DIRECT_IO = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
+_NO_FLOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """The one absolute name of a file: symlinks followed, as ``str``.
+
+    Raises:
+        TypeError: `path` is no path.
+        ValueError: it is empty or holds a NUL.
+    """
+    name = os.fsdecode(path)
+    if not name:
+        raise ValueError("the path of a checkpoint must not be empty")
+    return os.path.realpath(name)
+
+
+def _with_cure(exc: OSError, path: str, cure: str) -> OSError:
+    return OSError(exc.errno, f"{os.strerror(exc.errno or 0)}: {cure}", path)
+
+
+class Directory:
+    """An open directory. Names are relative to it, so renaming it on the way misplaces nothing.
+
+    On Windows, which has no such calls, names are joined to its path.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self._fd: int | None = None
+        if not _WINDOWS:
+            self._fd = _open_directory(path)
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._fd is not None:
+            fd, self._fd = self._fd, None
+            os.close(fd)
+
+    def _name(self, name: str) -> str:
+        return name if self._fd is not None else os.path.join(self.path, name)
+
+    def join(self, name: str) -> str:
+        return os.path.join(self.path, name)
+
+    def status(self, name: str) -> os.stat_result | None:
+        """`lstat`, or ``None`` where there is no such name. Any other error is raised."""
+        try:
+            return os.stat(self._name(name), dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def names(self, prefix: str) -> list[str]:
+        """The names that begin with `prefix`."""
+        where = self.path if self._fd is None else self._fd
+        return [name for name in os.listdir(where) if name.startswith(prefix)]
+
+    def create(self, name: str, mode: int) -> int:
+        """A new file, open for writing; never one that exists, never through a symlink."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BASE
+        try:
+            return os.open(self._name(name), flags, mode, dir_fd=self._fd)
+        except PermissionError as exc:
+            cure = "files cannot be created in this directory; check its permissions"
+            raise _with_cure(exc, self.path, cure) from exc
+        except OSError as exc:
+            if exc.errno == errno.EROFS:
+                cure = "the file system is mounted read-only"
+                raise _with_cure(exc, self.path, cure) from exc
+            raise
+
+    def open(self, name: str) -> int:
+        return os.open(self._name(name), os.O_RDWR | _O_BASE, dir_fd=self._fd)
+
+    def link(self, name: str, new_name: str) -> bool:
+        """A second name for a file; ``False`` where the file system has no hard links."""
+        try:
+            os.link(
+                self._name(name),
+                self._name(new_name),
+                src_dir_fd=self._fd,
+                dst_dir_fd=self._fd,
+                **({} if _WINDOWS else {"follow_symlinks": False}),
+            )
+        except NotImplementedError:
+            return False
+        except OSError as exc:
+            if exc.errno in _NO_HARD_LINKS:
+                return False
+            raise
+        return True
+
+    def copy(self, name: str, new_name: str) -> None:
+        """A durable copy under a new name, for file systems without hard links."""
+        source = os.open(self._name(name), os.O_RDONLY | _O_BASE, dir_fd=self._fd)
+        try:
+            status = os.fstat(source)
+            target = self.create(new_name, 0o600)
+            try:
+                _copy_bytes(source, target)
+                copy_ownership(target, status)
+                sync_file(target)
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give a file another name, replacing what had it, in one step."""
+        _while_held(
+            lambda: os.replace(
+                self._name(name), self._name(new_name), src_dir_fd=self._fd, dst_dir_fd=self._fd
+            )
+        )
+
+    def remove(self, name: str) -> None:
+        """Remove a name; no error where it is gone already."""
+        with contextlib.suppress(FileNotFoundError):
+            _while_held(lambda: os.unlink(self._name(name), dir_fd=self._fd))
+
+    def sync(self) -> None:
+        """Make the names durable. Windows does that with the rename itself, or not at all."""
+        if self._fd is None:
+            return
+        try:
+            os.fsync(self._fd)
+        except OSError as exc:
+            if exc.errno not in _NO_DIRECTORY_SYNC:
+                raise
+
+    def lock(self) -> bool:
+        """Wait for this directory's lock among processes; ``False`` where it has none."""
+        if self._fd is None:
+            return False
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX)
+        except OSError as exc:
+            if exc.errno in _NO_FLOCK:
+                return False
+            raise
+        return True
+
+    def unlock(self) -> None:
+        # Not left to close: a child forked meanwhile holds a copy of the descriptor, and with it
+        # the lock.
+        if self._fd is not None:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+
+
+def _open_directory(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as exc:
+        cure = "there is no such directory; create it first, with os.makedirs for instance"
+        raise _with_cure(exc, path, cure) from exc
+    except NotADirectoryError as exc:
+        raise _with_cure(exc, path, "a checkpoint's parent must be a directory") from exc
+
+
+def _while_held(call: Callable[[], T]) -> T:
+    """On Windows a file that somebody has open cannot be replaced: try for a second."""
+    for attempt in range(100 if _WINDOWS else 0):
+        try:
+            return call()
+        except PermissionError:
+            time.sleep(0.01 * (attempt < 99))
+    return call()
+
+
+def _copy_bytes(source: int, target: int) -> None:
+    offset = 0
+    while data := os.pread(source, 8 << 20, offset):
+        write(target, data, offset)
+        offset += len(data)
+
+
+def open_lock_file(path: str) -> int:
+    """A sidecar that processes lock where a directory cannot be. It is never removed: a name that
+    goes and comes again gives two processes two different locks."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | _O_BASE, 0o666)
+
+
+def lock_file(fd: int, *, wait: bool) -> bool:
+    """Lock an open file among processes; ``False`` where another one has it and `wait` is off."""
+    if sys.platform == "win32":
+        return _lock_windows(fd, wait=wait)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _lock_windows(fd: int, *, wait: bool) -> bool:  # pragma: no cover
+    while True:
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+            return True
+        except OSError:
+            if not wait:
+                return False
+            time.sleep(0.01)
+
+
+def unlock_file(fd: int) -> None:
+    if sys.platform == "win32":
+        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+    else:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def claim(fd: int) -> None:
+    """Mark a temporary file as one whose writer lives. Only a hint for those who clean up, so a
+    file system without locks is no error."""
+    with contextlib.suppress(OSError):
+        lock_file(fd, wait=False)
+
+
+def is_abandoned(fd: int) -> bool:
+    """Whether the writer of a temporary file is gone."""
+    try:
+        return lock_file(fd, wait=False)
+    except OSError:
+        return False
+
+
+def start_direct(fd: int) -> bool:
+    """Let writes to an open file bypass the page cache; ``False`` where that cannot be."""
+    if not _O_DIRECT or _WINDOWS:
+        return False
+    try:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | _O_DIRECT)
+    except OSError:
+        return False
+    return True
+
+
+def stop_direct(fd: int) -> None:
+    if _O_DIRECT and not _WINDOWS:
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~_O_DIRECT)
+
+
+def write(fd: int, data: Any, offset: int) -> None:
+    """Write all of `data` at `offset`. Short writes are continued.
+
+    Where direct I/O was granted on opening but is refused for this write (some file systems do
+    that), it is switched off for the file and the write done through the page cache.
+    """
+    view = memoryview(data).cast("B")
+    while view:
+        try:
+            written = os.pwrite(fd, view[:_MAX_WRITE], offset) if not _WINDOWS else _seek_write(
+                fd, view[:_MAX_WRITE], offset
+            )
+        except OSError as exc:
+            if exc.errno not in _NO_DIRECT_IO or not _is_direct(fd):
+                raise
+            stop_direct(fd)
+            continue
+        if not written:
+            raise OSError(errno.EIO, "a write wrote nothing")
+        view = view[written:]
+        offset += written
+
+
+def _seek_write(fd: int, data: memoryview, offset: int) -> int:  # pragma: no cover
+    os.lseek(fd, offset, os.SEEK_SET)
+    return os.write(fd, data)
+
+
+def _is_direct(fd: int) -> bool:
+    return bool(_O_DIRECT) and bool(fcntl.fcntl(fd, fcntl.F_GETFL) & _O_DIRECT)
+
+
+def sync_file(fd: int) -> None:
+    """Put a file's bytes on the medium. The first error is final: the kernel may have dropped the
+    pages it could not write, and a second call would report success."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+def same_file(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
+def copy_ownership(fd: int, status: os.stat_result) -> None:
+    """Give an open file the owner and mode of another: the owner where that is permitted."""
+    if _WINDOWS:
+        return
+    mine = os.fstat(fd)
+    if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
+        with contextlib.suppress(PermissionError):
+            os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+
+
+def close(fd: int) -> None:
+    os.close(fd)
+
+
+def open_for_reading(path: str) -> int:
+    """A file open for reading.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: as `open` does.
+    """
+    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            raise IsADirectoryError(
+                errno.EISDIR, "this is a directory; name a checkpoint file in it", path
+            )
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[int]:
+    """A file open for reading for the length of a with block. Raises as `open_for_reading`."""
+    fd = open_for_reading(path)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def read_into(fd: int, target: memoryview, offset: int) -> int:
+    """Fill `target` from `offset` on; return how many bytes there were."""
+    done = 0
+    while done < len(target):
+        part = target[done : done + _MAX_WRITE]
+        count = os.preadv(fd, [part], offset + done) if hasattr(os, "preadv") else _seek_read(
+            fd, part, offset + done
+        )
+        if not count:
+            break
+        done += count
+    return done
+
+
+def _seek_read(fd: int, target: memoryview, offset: int) -> int:  # pragma: no cover
+    os.lseek(fd, offset, os.SEEK_SET)
+    data = os.read(fd, len(target))
+    target[: len(data)] = data
+    return len(data)
+
+
+def read(fd: int, count: int, offset: int) -> bytes:
+    """Up to `count` bytes from `offset` on."""
+    data = bytearray(count)
+    return bytes(data[: read_into(fd, memoryview(data), offset)])
+
+
+def remove(path: str) -> None:
+    """Remove a file; no error where it is gone already."""
+    with contextlib.suppress(FileNotFoundError):
+        _while_held(lambda: os.unlink(path))

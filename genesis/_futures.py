@@ -1,0 +1,158 @@
+"""What a save promises and what it reports: two moments in one future.
+
+Holds state and wakes those who wait; it writes nothing and starts no thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Generator
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal
+
+log = logging.getLogger("genesis")
+
+Outcome = Literal["durable", "skipped", "superseded"]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    """What became of one save.
+
+    Attributes:
+        path: the real path of the file.
+        bytes: its size; 0 where nothing was written.
+        outcome: ``"durable"``; ``"skipped"`` (`on_busy="skip"` and the writer was busy);
+            ``"superseded"`` (a later save of the path with `on_busy="supersede"` took its place).
+        stall: seconds for which the call kept its caller.
+        capture: seconds from the start of pickling until the last byte was copied.
+        wait: seconds spent waiting for a turn, for memory and for a writer thread.
+        write: seconds of checksumming and writing.
+        sync: seconds of syncing and of the commit.
+    """
+
+    path: str
+    bytes: int = 0
+    outcome: Outcome = "durable"
+    stall: float = 0.0
+    capture: float = 0.0
+    wait: float = 0.0
+    write: float = 0.0
+    sync: float = 0.0
+
+    @property
+    def throughput(self) -> float:
+        """Bytes per second, from the first write until durable."""
+        seconds = self.write + self.sync
+        return self.bytes / seconds if seconds else 0.0
+
+
+class Failure:
+    """An error of a background save, and whether anybody has seen it."""
+
+    def __init__(self, path: str, error: BaseException) -> None:
+        self.path = path
+        self.error = error
+        self.seen = False
+        self._logged = False
+
+    def log(self) -> None:
+        """Write the error to the log, once."""
+        if not self._logged:
+            self._logged = True
+            log.error("background save of %s failed", self.path, exc_info=self.error)
+
+
+class SaveFuture(Future[SaveReport]):
+    """A background save.
+
+    Two moments: *captured*, from when on everything in the state may be changed, and *durable*,
+    when `result` returns. Await it on asyncio or trio for the second. Thread-safe. A save cannot be
+    cancelled: `cancel` returns ``False``, and cancelling a task that awaits the future ends the
+    waiting only.
+
+    Attributes:
+        path: the real path of the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.set_running_or_notify_cancel()
+        self.path = path
+        self.failure: Failure | None = None
+        self._capture: Future[None] = Future()
+
+    @property
+    def captured(self) -> bool:
+        """Whether the state may be changed."""
+        return self._capture.done()
+
+    def wait_captured(self, timeout: float | None = None) -> None:
+        """Wait, at most `timeout` seconds, until the state may be changed.
+
+        With `capture="copy"` this returns at once. With `capture="deferred"`, call it before the
+        next in-place update of a tensor.
+
+        Raises:
+            TimeoutError: it is not captured yet.
+            Exception: the save failed before its state was captured.
+        """
+        if self._capture.done() and self._capture.exception() is not None:
+            self._mark_seen()
+        self._capture.result(timeout)
+
+    def result(self, timeout: float | None = None) -> SaveReport:
+        """Wait, at most `timeout` seconds, until the file is durable.
+
+        Raises:
+            TimeoutError: it is not yet.
+            Exception: what made the save fail. The file at the path is the old one.
+        """
+        self._mark_seen_when_done(timeout)
+        return super().result(0)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait as `result` does; return the error instead of raising it."""
+        self._mark_seen_when_done(timeout)
+        return super().exception(0)
+
+    def _mark_seen_when_done(self, timeout: float | None) -> None:
+        super().exception(timeout)
+        self._mark_seen()
+
+    def _mark_seen(self) -> None:
+        if self.failure is not None:
+            self.failure.seen = True
+
+    def __await__(self) -> Generator[Any, None, SaveReport]:
+        from . import _bridge
+
+        return _bridge.wait(self).__await__()
+
+    def resolve_captured(self, error: BaseException | None = None) -> None:
+        """For the writer."""
+        if not self._capture.done():
+            self._capture.set_exception(error) if error else self._capture.set_result(None)
+
+    def fail(self, failure: Failure) -> None:
+        """For the writer."""
+        self.failure = failure
+        self.resolve_captured(failure.error)
+        self.set_exception(failure.error)
+
+    def disown(self) -> None:
+        """In a forked child: the save goes on in the parent, and nobody here will resolve this."""
+        error = RuntimeError(f"the save of {self.path} belongs to the process that submitted it")
+        self._condition = threading.Condition()
+        self._capture = Future()
+        self.failure = Failure(self.path, error)
+        self.failure.seen = True
+        self.fail(self.failure)
+
+    def __del__(self) -> None:
+        # The last one who could have asked for the error is gone.
+        failure = getattr(self, "failure", None)
+        if failure is not None and not failure.seen:
+            failure.log()

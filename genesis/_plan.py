@@ -1,0 +1,185 @@
+"""Where every byte of a stream comes from: a plan, made once, filled into staging memory window by
+window.
+
+Holds addresses of live memory together with the objects that own it. It copies on request and
+decides nothing about when, on which thread, or to where.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from . import _format
+
+_DATA = _format.HEADER_SIZE
+_SMALL = 64 << 10
+_TILE = 4 << 20
+
+# Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
+# prototype releases it. A copy of a few hundred bytes must keep it: giving it up thousands of times
+# a save would hand the interpreter to another thread for a switch interval each.
+_copy_held = ctypes.PYFUNCTYPE(
+    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+)(ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0)
+_zero_held = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)(
+    ctypes.cast(ctypes.memset, ctypes.c_void_p).value or 0
+)
+
+
+class Readable(Protocol):
+    """Bytes that memmove cannot reach, on an accelerator say."""
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """Fill `target` with the bytes from `start` on; return when they are there."""
+
+
+class Piece(NamedTuple):
+    """One buffer of the state and its place in the stream."""
+
+    offset: int
+    size: int
+    address: int
+    """In this process; 0 where `owner` is a `Readable`."""
+    owner: Any
+    """Keeps the memory alive."""
+    frozen: bool
+    """Cannot change, so it may be copied after the save call has returned."""
+
+
+class DataToken:
+    """Stands for the data region in a pickle, where it is memo slot 0."""
+
+
+DATA = DataToken()
+
+
+class DataRegion:
+    """The data region while it is laid out: hands out offsets, remembers the sources."""
+
+    def __init__(self, hints: Any = None) -> None:
+        self.size = 0
+        self.pieces: list[Piece] = []
+        self.hints = hints
+        """What an earlier layout of the same state learned."""
+        self.lessons: Any = None
+        """Set by a reducer that could have done better had it known what came later: the state is
+        then laid out once more, with these as `hints`."""
+        self.shared: Any = None
+        """What a reducer keeps between objects."""
+
+    def place(self, owner: Any, address: int, size: int, *, frozen: bool = False) -> int:
+        """Reserve `size` bytes for the memory at `address`; return their offset in the region."""
+        offset = self.size
+        self.pieces.append(Piece(_DATA + offset, size, address, owner, frozen))
+        self.size = _format.align(offset + size)
+        return offset
+
+
+class Plan:
+    """A stream, not yet in one place: header, pieces of data, prologue and skeleton.
+
+    Not thread-safe in itself; `copies` may be consumed on several threads at once.
+    """
+
+    def __init__(
+        self, region: DataRegion, skeleton: list[bytes], *, pickler: str, torch_storages: bool
+    ) -> None:
+        self.pickler = pickler
+        self.pieces = region.pieces
+        prologue = _format.prologue(torch_storages=torch_storages)
+        self.skeleton_offset = _DATA + region.size + len(prologue)
+        self._texts = _placed([prologue, *skeleton], _DATA + region.size)
+        self._texts.insert(0, (0, _format.header(region.size)))
+        self.size = self._texts[-1][0] + len(self._texts[-1][1])
+        """Bytes of the stream."""
+
+    @property
+    def has_frozen(self) -> bool:
+        return any(piece.frozen for piece in self.pieces)
+
+    def fill_texts(self, target: memoryview, start: int) -> None:
+        """Write header, prologue and skeleton where they fall into `target`.
+
+        Args:
+            target: staging memory for the stream from offset `start` on.
+        """
+        stop = start + len(target)
+        for offset, text in self._texts:
+            low, high = max(offset, start), min(offset + len(text), stop)
+            if low < high:
+                source = memoryview(text)[low - offset : high - offset]
+                target[low - start : high - start] = source
+
+    def copies(
+        self,
+        target: memoryview,
+        address: int,
+        start: int,
+        select: Callable[[Piece], bool] | None = None,
+    ) -> Iterator[Callable[[], object]]:
+        """The data of `target`, as calls that each copy a part and may run on any thread.
+
+        Args:
+            target: staging memory for the stream from offset `start` on.
+            address: of its first byte.
+            select: which pieces; all by default.
+        """
+        pieces = self._pieces_between(start, start + len(target))
+        chosen = pieces if select is None else [piece for piece in pieces if select(piece)]
+        if small := [piece for piece in chosen if piece.size < _SMALL and piece.address]:
+            yield lambda: _copy_small(small, address, start, start + len(target))
+        for piece in chosen:
+            if piece.size >= _SMALL or (piece.size and not piece.address):
+                yield from _copies_of(piece, target, address, start)
+
+    def _pieces_between(self, start: int, stop: int) -> list[Piece]:
+        first = max(bisect_right(self.pieces, start, key=lambda piece: piece.offset) - 1, 0)
+        last = bisect_right(self.pieces, stop, key=lambda piece: piece.offset)
+        return self.pieces[first:last]
+
+
+def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
+    placed = []
+    for text in texts:
+        placed.append((offset, text))
+        offset += len(text)
+    return placed
+
+
+def _copy_small(pieces: list[Piece], address: int, start: int, stop: int) -> None:
+    for offset, size, source, _owner, _frozen in pieces:
+        low, high = max(offset, start), min(offset + size, stop)
+        if low < high:
+            _copy_held(address + low - start, source + low - offset, high - low)
+            _zero_gap(address, start, stop, offset + size)
+
+
+def _copies_of(
+    piece: Piece, target: memoryview, address: int, start: int
+) -> Iterator[Callable[[], object]]:
+    offset, size, source, owner, _frozen = piece
+    stop = start + len(target)
+    low, high = max(offset, start), min(offset + size, stop)
+    _zero_gap(address, start, stop, offset + size)
+    if low < high and not source:
+        part = target[low - start : high - start]
+        yield lambda: owner.read_into(part, low - offset)
+        return
+    for begin in range(low, high, _TILE):
+        size = min(_TILE, high - begin)
+        yield _copy_call(address + begin - start, source + begin - offset, size)
+
+
+def _copy_call(target: int, source: int, size: int) -> Callable[[], object]:
+    return lambda: ctypes.memmove(target, source, size)
+
+
+def _zero_gap(address: int, start: int, stop: int, end: int) -> None:
+    """Clear from the end of a piece to the next multiple of 64: staging memory is used again, and
+    an older save must not show through."""
+    low, high = max(end, start), min(_format.align(end), stop)
+    if low < high:
+        _zero_held(address + low - start, 0, high - low)

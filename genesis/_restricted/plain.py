@@ -1,0 +1,110 @@
+"""Plain containers and scalars that a pickler writes as calls.
+
+Nothing here takes an argument on trust: iterables are exactly lists, keys are scalars.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict
+from typing import Any, Final
+
+from .site import CONSTRUCTORS, Site, Token, brief, builds, require
+
+FACTORIES: Final = {
+    f"{module} {kind.__name__}": kind
+    for kind in (list, dict, int, float, set, str)
+    for module in ("builtins", "__builtin__")
+}
+"""What a defaultdict may make of nothing."""
+
+
+@builds("collections OrderedDict")
+def _ordered_dict(site: Site) -> object:
+    return OrderedDict()
+
+
+@builds("collections defaultdict")
+def _defaultdict(site: Site, factory: object = None) -> object:
+    made: defaultdict[Any, Any] = defaultdict(None if factory is None else _factory(factory))
+    site.defaultdicts.append(made)
+    return made
+
+
+def _factory(factory: object) -> Any:
+    kind = FACTORIES.get(factory.name) if type(factory) is Token else None
+    require(kind is not None, "the factory of a defaultdict is no plain type")
+    return kind
+
+
+@builds("collections Counter")
+def _counter(site: Site, counts: object = None) -> object:
+    """Of a dict: the milestones of a learning rate schedule."""
+    if type(counts) is not dict:
+        raise RefusedError(f"{brief(counts)} is no dict of counts")
+    site.charge(16 * len(counts))
+    made: Counter[Any] = Counter()
+    site.check_keys(made, counts)
+    dict.update(made, counts)
+    return made
+
+
+@builds("builtins set", "__builtin__ set")
+def _set(site: Site, items: object = None) -> object:
+    return set(_items(site, items))
+
+
+@builds("builtins frozenset", "__builtin__ frozenset")
+def _frozenset(site: Site, items: object = None) -> object:
+    return frozenset(_items(site, items))
+
+
+def _items(site: Site, items: object) -> list[Any]:
+    found = [] if items is None else items
+    if type(found) is not list:
+        raise RefusedError(f"{brief(found)} is no list of items")
+    site.charge(16 * len(found))
+    site.check_keys(found, found)
+    return found
+
+
+@builds("builtins complex", "__builtin__ complex")
+def _complex(site: Site, real: object, imaginary: object) -> object:
+    if type(real) is not float or type(imaginary) is not float:
+        raise RefusedError("the parts of a complex are not floats")
+    return complex(real, imaginary)
+
+
+@builds("builtins bytearray", "__builtin__ bytearray")
+def _bytearray(site: Site, content: object = b"", encoding: object = None) -> object:
+    found = content if encoding is None else _encode(site, content, encoding)
+    if type(found) is not bytes:
+        raise RefusedError(f"{brief(found)} is no content of a bytearray")
+    site.charge(len(found))
+    return bytearray(found)
+
+
+@builds("_codecs encode")
+def _encode(site: Site, content: object, encoding: object) -> object:
+    """Bytes, as protocol 2 writes them."""
+    if type(content) is not str or encoding not in ("latin1", "latin-1"):
+        raise RefusedError("an encoding that no pickler writes")
+    site.charge(len(content))
+    return content.encode("latin-1")
+
+
+@builds("builtins bytes", "__builtin__ bytes")
+def _empty_bytes(site: Site) -> object:
+    return b""
+
+
+@builds("builtins slice", "__builtin__ slice")
+def _slice(site: Site, start: object, stop: object, step: object) -> object:
+    require({type(start), type(stop), type(step)} <= {int, type(None)}, "a slice of no integers")
+    return slice(start, stop, step)
+
+
+@builds("builtins range", "__builtin__ xrange")
+def _range(site: Site, start: object, stop: object, step: object) -> object:
+    if type(start) is not int or type(stop) is not int or type(step) is not int:
+        raise RefusedError("a range of no integers")
+    return range(start, stop, step)

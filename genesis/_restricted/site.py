@@ -1,0 +1,168 @@
+"""Where constructors of an untrusted skeleton build, and the tests that every argument must pass.
+
+Holds the data region, the budgets and the list of constructors. It builds nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from importlib import import_module
+from math import prod
+from typing import Any, Final
+
+from .machine import RefusedError
+
+MAX_INT: Final = 2**63 - 1
+MAX_DIMENSIONS: Final = 64
+MAX_TUPLE_KEY: Final = 256
+MAX_COLLISIONS: Final = 16
+
+FROM_BUFFER: Final = "torch UntypedStorage.from_buffer"
+CUDA: Final = "torch.storage _StorageBase.cuda"
+
+_SCALARS: Final = frozenset((str, int, float, bytes, bool, type(None)))
+
+
+class Token:
+    """Stands for a global: a name, of which only `CONSTRUCTORS` can make something."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+REGION: Final = Token("the data region")
+"""Stands for the data region, so that no file gets hold of the buffer itself."""
+
+Constructor = Callable[..., object]
+"""Takes the `Site` and the arguments of a REDUCE, judges them, returns the thing."""
+
+CONSTRUCTORS: Final[dict[str, Constructor]] = {}
+"""By ``"module name"``."""
+
+CONSTANTS: Final[dict[str, tuple[str, str]]] = {}
+"""Globals that are values: ``"module name"`` to the module and attribute of the value."""
+
+
+def builds(*names: str) -> Callable[[Constructor], Constructor]:
+    """Put a constructor on the list."""
+
+    def register(constructor: Constructor) -> Constructor:
+        CONSTRUCTORS.update(dict.fromkeys(names, constructor))
+        return constructor
+
+    return register
+
+
+@cache
+def framework(name: str) -> Any:
+    """A module that one of our constructors needs; never one that a file names freely."""
+    return import_module(name)
+
+
+class Site:
+    """One load: its data region, the caller's own constructors, and what may still be spent.
+
+    Args:
+        data: the data region, ``None`` where there is none. Arrays become views of it.
+        constructors: called in the place of ours for `FROM_BUFFER` and `CUDA`, with the arguments
+            that the real functions take, once these are judged.
+        text_size: bytes of the skeleton.
+    """
+
+    def __init__(
+        self, data: Any, constructors: Mapping[str, Callable[..., object]], text_size: int
+    ) -> None:
+        self.data = data
+        self.size = 0 if data is None else memoryview(data).nbytes
+        self.constructors = constructors
+        self.defaultdicts: list[defaultdict[Any, Any]] = []
+        """Every one that was made. CPython frees a deep nest of them by recursion in C, which
+        overflows the stack; while they stand here, none is freed."""
+        self.structures: dict[int, tuple[object, int, int]] = {}
+        """Structured dtypes by id: each with its number of fields and its depth."""
+        # A storage, its copy on a device, the check of sparse indices: each takes every byte of an
+        # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
+        self._left = 4 * self.size + 32 * text_size + 65_536
+        self._hashes: dict[int, tuple[object, Counter[int]]] = {}
+
+    def charge(self, size: int) -> None:
+        """Spend `size` bytes of copying or checking, which a memo makes cheap to ask for again."""
+        self._left -= size
+        require(self._left >= 0, "more is copied than the file holds")
+
+    def check_keys(self, container: object, keys: Iterable[Any]) -> None:
+        """Keys must be strings, numbers, or flat tuples of these, and not of one hash.
+
+        A deep tuple overflows the C stack when it is hashed; the hashes of all but strings can be
+        chosen, and a dict whose keys share one hash takes quadratic time.
+        """
+        for key in keys:
+            if type(key) is not str:
+                self._check_key(container, key)
+
+    def _check_key(self, container: object, key: Any) -> None:
+        parts = key if type(key) is tuple else (key,)
+        require(len(parts) <= MAX_TUPLE_KEY, f"a key is a tuple of {len(parts):,}")
+        for part in parts:
+            require(type(part) in _SCALARS, f"a key is or holds {brief(part)}")
+            require(type(part) is not int or part.bit_length() <= 1024, "a key is a huge number")
+        hashes = self._hashes.setdefault(id(container), (container, Counter()))[1]
+        hashes[hash(key)] += 1
+        require(hashes[hash(key)] <= MAX_COLLISIONS, "keys were chosen to collide")
+
+
+def require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise RefusedError(problem)
+
+
+def brief(value: object) -> str:
+    """A hostile value in a message: itself only where that is short and harmless."""
+    if type(value) is int and value.bit_length() <= 128:
+        return str(value)
+    return f"a {type(value).__name__}"
+
+
+def natural(value: object) -> int:
+    """`value`, if it is a size, an offset or a stride that fits 63 bits."""
+    if type(value) is not int or not 0 <= value <= MAX_INT:
+        raise RefusedError(f"{brief(value)} is no size, offset or stride")
+    return value
+
+
+def naturals(value: object) -> tuple[int, ...]:
+    """`value`, if it is a shape or strides."""
+    if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
+        raise RefusedError(f"{brief(value)} is no shape and no strides")
+    return tuple(map(natural, value))
+
+
+def flag(value: object) -> bool:
+    if type(value) is not bool:
+        raise RefusedError(f"{brief(value)} is no flag")
+    return value
+
+
+def count_of(shape: tuple[int, ...]) -> int:
+    """Elements of a shape; they must fit 63 bits even where another dimension is 0."""
+    require(prod(filter(None, shape)) <= MAX_INT, "a shape of more elements than can be counted")
+    return prod(shape)
+
+
+def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from a view's first to its last, both included; 0 where it has none."""
+    require(len(shape) == len(strides), "shape and strides differ in length")
+    if not count_of(shape):
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+
+
+def check_range(offset: object, size: object, room: int, what: str) -> tuple[int, int]:
+    """`offset` and `size`, if they lie in `room` bytes."""
+    low, length = natural(offset), natural(size)
+    require(low + length <= room, f"{what} [{low:,}, {low + length:,}) of {room:,} bytes")
+    return low, length

@@ -1,0 +1,293 @@
+"""torch storages, tensors, dtypes and devices of an untrusted skeleton.
+
+torch checks little of what its rebuilding functions are given, so every range is compared with its
+storage here. It builds no tensor subclass, sets no attribute, and unpickles nothing nested.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, Final
+
+from .machine import RefusedError
+from .site import (
+    CONSTANTS,
+    CUDA,
+    FROM_BUFFER,
+    MAX_INT,
+    REGION,
+    Site,
+    brief,
+    builds,
+    check_range,
+    count_of,
+    flag,
+    framework,
+    natural,
+    naturals,
+    require,
+    span_of,
+)
+
+ALIGNMENT: Final = 64
+
+DTYPES: Final = {
+    name: size
+    for size, names in (
+        (1, "bool uint8 int8 quint8 qint8 float8_e4m3fn float8_e4m3fnuz float8_e5m2"),
+        (1, "float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"),
+        (2, "uint16 int16 float16 bfloat16"),
+        (4, "uint32 int32 float32 complex32 qint32"),
+        (8, "uint64 int64 float64 complex64"),
+        (16, "complex128"),
+    )
+    for name in names.split()
+}
+"""Bytes an element. Quantized types of several elements a byte are left out: no bound of theirs can
+be computed from a shape."""
+
+_SCHEMES: Final = ("per_tensor_affine", "per_channel_affine", "per_channel_affine_float_qparams")
+_MEMORY_FORMATS: Final = ("channels_last", "channels_last_3d", "contiguous_format")
+_SPARSE: Final = ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
+_LAYOUTS: Final = ("strided", "sparse_coo", "jagged", *_SPARSE)
+_QUANTIZED: Final = ("quint8", "qint8", "qint32")
+
+CONSTANTS.update({f"torch {name}": ("torch", name) for name in (*DTYPES, *_SCHEMES)})
+CONSTANTS.update(
+    {
+        f"torch._utils torch.{name}": ("torch", name)
+        for name in (*_MEMORY_FORMATS, "preserve_format")
+    }
+)
+
+
+def _torch() -> Any:
+    return framework("torch")
+
+
+# Storages -----------------------------------------------------------------------------------
+
+
+@builds(FROM_BUFFER)
+def _storage(
+    site: Site, region: object, order: object, size: object, offset: object, dtype: object
+) -> object:
+    require(region is REGION and site.data is not None, "a storage over memory of its own")
+    require(order == "little" and dtype is _torch().uint8, "a storage of something but bytes")
+    low, length = storage_range(offset, size, site.size)
+    site.charge(length)
+    make = site.constructors.get(FROM_BUFFER, _view)
+    return make(site.data, "little", length, low, dtype)
+
+
+def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
+    """Offset and size of a storage's bytes, if they lie within `room` bytes and are aligned."""
+    low, length = check_range(offset, size, room, "a storage lies at")
+    require(not low % ALIGNMENT, f"a storage lies at {low:,}, which is no multiple of {ALIGNMENT}")
+    return low, length
+
+
+def _view(data: Any, order: str, size: int, offset: int, dtype: Any) -> object:
+    return _torch().frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
+
+
+@builds("torch UntypedStorage", "torch.storage UntypedStorage")
+def _empty_storage(site: Site, size: object) -> object:
+    require(type(size) is int and size == 0, "a storage without data is not empty")
+    return _torch().UntypedStorage(0)
+
+
+@builds(CUDA)
+def _storage_on_device(site: Site, storage: Any, index: object) -> object:
+    require(type(storage) is _torch().UntypedStorage, f"{brief(storage)} to move to a device")
+    require(natural(index) < 1024, "a device that no machine has")
+    site.charge(storage.nbytes())
+    move = site.constructors.get(CUDA, _torch().UntypedStorage.cuda)
+    return move(storage, index)
+
+
+@builds("torch.multiprocessing.reductions rebuild_typed_storage")
+def _typed_storage(site: Site, storage: Any, dtype: Any) -> object:
+    torch = _torch()
+    require(type(storage) is torch.UntypedStorage, f"{brief(storage)} as a storage")
+    _check_dtype(dtype)
+    return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
+
+
+def _check_dtype(dtype: object) -> None:
+    require(type(dtype) is _torch().dtype, f"{brief(dtype)} as the dtype of a tensor")
+
+
+# Tensors ------------------------------------------------------------------------------------
+
+
+@builds("torch._utils _rebuild_tensor_v2")
+def _tensor(
+    site: Site,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: object,
+    hooks: object,
+    metadata: object = None,
+) -> object:
+    require(type(storage) is _torch().storage.TypedStorage, f"{brief(storage)} under a tensor")
+    _check_view(storage._untyped_storage, storage.dtype, offset, size, stride)
+    rest = flag(requires_grad), _hooks(hooks), _metadata(metadata, storage.dtype)
+    return _torch()._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
+
+
+@builds("torch._utils _rebuild_tensor_v3")
+def _tensor_of_new_dtype(
+    site: Site,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    requires_grad: object,
+    hooks: object,
+    dtype: Any,
+    metadata: object = None,
+) -> object:
+    torch = _torch()
+    kinds = torch.storage.TypedStorage, torch.UntypedStorage
+    require(type(storage) in kinds, f"{brief(storage)} under a tensor")
+    _check_dtype(dtype)
+    _check_view(storage._untyped_storage, dtype, offset, size, stride)
+    rest = flag(requires_grad), _hooks(hooks), dtype, _metadata(metadata, dtype)
+    return torch._utils._rebuild_tensor_v3(storage, offset, size, stride, *rest)
+
+
+def _check_view(storage: Any, dtype: Any, offset: object, size: object, stride: object) -> None:
+    check_view(offset, size, stride, dtype.itemsize, storage.nbytes())
+
+
+def check_view(offset: object, size: object, stride: object, item: int, room: int) -> int:
+    """Elements of a tensor, if they all lie within `room` bytes.
+
+    Args:
+        offset: of its first element, in elements.
+        size, stride: tuples, in elements.
+        item: bytes an element.
+        room: bytes of the storage.
+    """
+    low, sizes, steps = natural(offset), naturals(size), naturals(stride)
+    span = span_of(sizes, steps)
+    require(max(low, low + span) * item <= MAX_INT, "a tensor beyond all memory")
+    if span:
+        require((low + span) * item <= room, f"a tensor ends at {(low + span) * item:,} of {room:,}")
+    return count_of(sizes)
+
+
+def _hooks(hooks: Any) -> object:
+    """The place of backward hooks, which are never saved. Filled later, they would be called."""
+    require(hooks is None or (type(hooks) is OrderedDict and not hooks), "a tensor with hooks")
+    return None if hooks is None else OrderedDict()
+
+
+def _metadata(metadata: Any, dtype: Any) -> dict[str, bool] | None:
+    """The lazy conjugation and negation of a view: of integers, they would hide what is indexed."""
+    if metadata is None:
+        return None
+    require(type(metadata) is dict and metadata.keys() <= {"conj", "neg"}, "a tensor with metadata")
+    require(all(value is True for value in metadata.values()), "a tensor with metadata")
+    require(dtype.is_complex or (dtype.is_floating_point and "conj" not in metadata), "metadata")
+    return dict(metadata)
+
+
+@builds("torch._utils _rebuild_meta_tensor_no_storage")
+def _meta_tensor(site: Site, dtype: Any, size: Any, stride: Any, requires_grad: object) -> object:
+    _check_dtype(dtype)
+    check_view(0, size, stride, dtype.itemsize, MAX_INT)
+    rebuild = _torch()._utils._rebuild_meta_tensor_no_storage
+    return rebuild(dtype, size, stride, flag(requires_grad))
+
+
+@builds("torch._utils _rebuild_parameter")
+def _parameter(site: Site, data: Any, requires_grad: object, hooks: object) -> object:
+    require(type(data) is _torch().Tensor, f"{brief(data)} in a Parameter")
+    return _torch()._utils._rebuild_parameter(data, flag(requires_grad), _hooks(hooks))
+
+
+@builds("torch._utils _rebuild_sparse_tensor")
+def _sparse_tensor(site: Site, layout: Any, data: Any) -> object:
+    """Checked as torch can but by default does not: a sparse tensor with indices beyond its size
+    reads and writes memory that is not its own."""
+    torch = _torch()
+    require(type(layout) is torch.layout and type(data) is tuple, "a sparse tensor of other parts")
+    coordinates = layout is torch.sparse_coo
+    *parts, size = data[:3] if coordinates else data
+    for part in parts:
+        _check_plain(site, part)
+    count_of(naturals(size))
+    if coordinates:
+        coalesced = flag(data[3]) if len(data) > 3 else None
+        make = torch.sparse_coo_tensor
+        return make(*parts, size, check_invariants=True, is_coalesced=coalesced)
+    make = torch.sparse_compressed_tensor
+    return make(*parts, size, layout=layout, check_invariants=True)
+
+
+def _check_plain(site: Site, part: Any) -> None:
+    """A dense tensor in memory, at the cost of looking at each of its elements."""
+    torch = _torch()
+    require(type(part) is torch.Tensor and part.layout is torch.strided, f"{brief(part)} in a tensor")
+    require(not part.is_quantized and not part.is_meta, "a tensor without plain elements in another")
+    site.charge(part.nbytes)
+
+
+@builds("torch._utils _rebuild_qtensor")
+def _quantized_tensor(
+    site: Site,
+    storage: Any,
+    offset: Any,
+    size: Any,
+    stride: Any,
+    parameters: Any,
+    requires_grad: object,
+    hooks: object,
+) -> object:
+    """torch allocates the whole of a quantized tensor before it looks at the storage."""
+    torch = _torch()
+    require(type(storage) is torch.storage.TypedStorage, f"{brief(storage)} under a tensor")
+    require(str(storage.dtype).removeprefix("torch.") in _QUANTIZED, "a dtype of no quantized tensor")
+    _check_view(storage._untyped_storage, storage.dtype, offset, size, stride)
+    site.charge(count_of(naturals(size)) * storage.dtype.itemsize)
+    _check_quantizer(site, parameters, size)
+    rest = parameters, flag(requires_grad), _hooks(hooks)
+    return torch._utils._rebuild_qtensor(storage, offset, size, stride, *rest)
+
+
+def _check_quantizer(site: Site, parameters: Any, size: tuple[int, ...]) -> None:
+    require(type(parameters) is tuple and len(parameters) > 2, "a quantizer of other parts")
+    scheme, scales, zero_points, *axis = parameters
+    require(type(scheme) is _torch().qscheme, f"{brief(scheme)} as a scheme of quantization")
+    if scheme is _torch().per_tensor_affine:
+        require(type(scales) is float and type(zero_points) is int, "a quantizer of other parts")
+        require(zero_points.bit_length() < 32 and not axis, "a zero point of more than 32 bits")
+        return
+    require(len(axis) == 1 and natural(axis[0]) < len(size), "a quantizer of an axis that is not")
+    for each in (scales, zero_points):
+        _check_plain(site, each)
+        require(each.shape == (size[axis[0]],), "a quantizer of another length than its axis")
+
+
+# Values -------------------------------------------------------------------------------------
+
+
+@builds("torch Size")
+def _size(site: Site, size: Any) -> object:
+    return _torch().Size(naturals(size))
+
+
+@builds("torch device")
+def _device(site: Site, kind: Any, index: object = None) -> object:
+    require(type(kind) is str and len(kind) < 32, f"{brief(kind)} as a device")
+    return _torch().device(kind) if index is None else _torch().device(kind, natural(index))
+
+
+@builds("torch.serialization _get_layout")
+def _layout(site: Site, name: Any) -> object:
+    require(type(name) is str and name.removeprefix("torch.") in _LAYOUTS, "a layout without name")
+    return getattr(_torch(), name.removeprefix("torch."))

@@ -1,0 +1,415 @@
+"""One blocking save, load or check: planning, format and atomic replacement put together.
+
+Runs on the caller's thread, plus a companion for the length of a call. It keeps no state between
+calls but staging memory, and takes no turns: that is the writer's part.
+"""
+
+from __future__ import annotations
+
+import mmap as _mmap
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from . import _crew, _format, _fs, _pickling
+from ._arena import Arena, ArenaPool, private_memory
+from ._atomic import BACKUP_SUFFIX, Replacement
+from ._errors import (
+    CorruptCheckpointError,
+    NewerFormatError,
+    NotACheckpointError,
+    RecoveredFromBackupWarning,
+    UnsafeLoadError,
+)
+from ._foreign import load_pickle, read_pickle
+from ._plan import Piece, Plan
+from ._version import __version__
+
+
+
+_WINDOW = 2 * _format.CHUNK_SIZE
+"""Bytes copied, checksummed and written at a time by a synchronous save."""
+
+_STAGED_WINDOW = 8 * _format.CHUNK_SIZE
+"""The same for a staged save, which has nothing to copy: each window costs a few takings of the
+GIL, so there are few."""
+
+_DIRECT_FROM = 4 << 20
+"""Streams from this size on bypass the page cache."""
+
+_LARGE = 64 << 10
+
+arenas = ArenaPool(keep=2)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What one write took: bytes of the file, seconds of its parts."""
+
+    bytes: int
+    write: float
+    sync: float
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A planned save: its stream and its index."""
+
+    plan: Plan
+    index: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes of the stream, which is also what staging it takes."""
+        return self.plan.size
+
+
+def plan(state: object, metadata: Mapping[str, Any] | None = None) -> Job:
+    """Pickle the structure of `state` and lay out its arrays; nothing is copied yet.
+
+    Raises:
+        UnpicklableStateError: something in it cannot be saved.
+        TypeError, ValueError: `metadata` is not JSON.
+    """
+    made = _pickling.plan(state)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    try:
+        index = _format.encode_index(made.pickler, f"genesis {__version__}", python, metadata or {})
+    except (TypeError, ValueError) as exc:
+        raise type(exc)(f"metadata must be a mapping of JSON values: {exc}") from exc
+    return Job(made, index)
+
+
+def save(path: str, job: Job) -> Written:
+    """Write a planned state, copying it window by window: memory is bounded for any size.
+
+    Raises:
+        OSError: it could not be written; the file at `path` is the old one.
+        DurabilityUnknownError: it was written, and may not outlive a power cut.
+    """
+    size = min(2 * _WINDOW, _format.align(job.size, _fs.BLOCK))
+    with Replacement(path, is_sound=is_sound) as place, arenas.borrow(size) as arena:
+        return _commit(place, job, _filled_windows(job.plan, arena))
+
+
+def _filled_windows(plan: Plan, arena: Arena) -> Iterator[tuple[int, memoryview]]:
+    """Fill the two halves of an arena in turn; one is written while the other is filled."""
+    for number, start in enumerate(range(0, plan.size, _WINDOW)):
+        low = number % 2 * _WINDOW
+        view = arena.view[low : low + min(_WINDOW, plan.size - start)]
+        for copy in plan.copies(view, arena.address + low, start):
+            copy()
+        plan.fill_texts(view, start)
+        yield start, view
+
+
+def stage(job: Job, arena: Arena, select: Callable[[Piece], bool]) -> None:
+    """Copy the chosen pieces of a state into an arena, on as many threads as it pays."""
+    view = arena.view[: job.size]
+    copies = job.plan.copies(view, arena.address, 0, select)
+    _crew.run_all(copies, size=job.size)
+
+
+def moves_at_once(piece: Piece) -> bool:
+    """Whether `capture="copy"` takes a piece before it returns."""
+    return not piece.frozen
+
+
+def small_moves_at_once(piece: Piece) -> bool:
+    """Whether `capture="deferred"` takes a piece before it returns."""
+    return not piece.frozen and piece.size < _LARGE
+
+
+def save_staged(path: str, job: Job, arena: Arena) -> Written:
+    """Write a state that stands in an arena, complete but for the skeleton. Raises as `save`."""
+    with Replacement(path, is_sound=is_sound) as place:
+        job.plan.fill_texts(arena.view[: job.size], 0)
+        windows = (
+            (start, arena.view[start : min(start + _STAGED_WINDOW, job.size)])
+            for start in range(0, job.size, _STAGED_WINDOW)
+        )
+        return _commit(place, job, windows)
+
+
+def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> Written:
+    began = time.perf_counter()
+    size = _write(place, job, windows)
+    written = time.perf_counter()
+    place.sync(size)
+    place.commit()
+    return Written(size, written - began, time.perf_counter() - written)
+
+
+def _write(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> int:
+    """Checksum and write each window, one behind the other; return the size of the file.
+
+    Whole blocks are written directly where that is possible, the tail with the trailer through the
+    page cache.
+    """
+    body = job.size - job.size % _fs.BLOCK
+    if job.size >= _DIRECT_FROM:
+        place.start_direct()
+    digests: list[int] = []
+    tail = b""
+    with _Behind() as behind:
+        for start, view in windows:
+            digests += map(_format.digest, _chunks(view))
+            whole = view[: max(body - start, 0)]
+            tail = bytes(view[len(whole) :])
+            behind.run(partial(place.write, whole, start), last=start + len(view) == job.size)
+    place.stop_direct()
+    skeleton = job.plan.skeleton_offset
+    trailer = _format.encode_trailer(
+        digests, job.index, stream_size=job.size, skeleton_offset=skeleton
+    )
+    place.write(tail + trailer, body)
+    return job.size + len(trailer)
+
+
+def _chunks(view: memoryview) -> Iterator[memoryview]:
+    for offset in range(0, len(view), _format.CHUNK_SIZE):
+        yield view[offset : offset + _format.CHUNK_SIZE]
+
+
+class _Behind:
+    """Runs each call beside what the caller does next, and never two at a time."""
+
+    def __init__(self) -> None:
+        self._companion: _crew.Companion | None = None
+
+    def __enter__(self) -> _Behind:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # The memory it writes from is the caller's again when this returns, so it is waited for
+        # on an error too, and its own error then yields to the first.
+        try:
+            self._wait()
+        except BaseException:
+            if kind is None:
+                raise
+
+    def run(self, work: Callable[[], object], *, last: bool) -> None:
+        self._wait()
+        if last:
+            work()
+        else:
+            self._companion = _crew.Companion(work)
+
+    def _wait(self) -> None:
+        companion, self._companion = self._companion, None
+        if companion is not None:
+            companion.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open genesis file whose trailer is checked, and whose chunks are not."""
+
+    path: str
+    fd: int
+    footer: _format.Footer
+    digests: tuple[int, ...]
+    index: _format.Index
+    data_size: int
+
+    @property
+    def chunks(self) -> int:
+        return self.footer.chunks
+
+    def chunk_span(self, number: int) -> tuple[int, int]:
+        """The offsets where a chunk begins and ends."""
+        low = number * self.footer.chunk_size
+        return low, min(low + self.footer.chunk_size, self.footer.stream_size)
+
+    def check(self, number: int, data: Any) -> None:
+        """Compare the bytes of a chunk with its digest; raise `ChecksumError` if they differ."""
+        _format.check_chunk(
+            self.path, number, data, self.digests[number], self.footer.chunk_size
+        )
+
+    def read(self, number: int, target: memoryview) -> memoryview:
+        """Read a chunk to the start of `target`; return the part that was filled."""
+        low, high = self.chunk_span(number)
+        return target[: _fs.read_into(self.fd, target[: high - low], low)]
+
+
+def load(
+    path: str,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> Any:
+    """Read a checkpoint, or the backup beside it where the file is missing or damaged.
+
+    Raises:
+        FileNotFoundError: neither the file nor a backup is there.
+        CorruptCheckpointError: the file is damaged and there is no sound backup.
+    """
+    read = partial(
+        _load_one, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
+    )
+    try:
+        return read(path)
+    except (NewerFormatError, UnsafeLoadError):
+        raise
+    except (FileNotFoundError, CorruptCheckpointError) as exc:
+        backup = path + BACKUP_SUFFIX
+        if not is_sound(backup):
+            raise
+        state = read(backup)
+        warnings.warn(
+            f"{exc}; its backup {backup} was loaded instead",
+            RecoveredFromBackupWarning,
+            stacklevel=4,
+        )
+        return state
+
+
+def _load_one(
+    path: str, *, verify: bool | None, mmap: bool, weights_only: bool, map_location: Any
+) -> Any:
+    with _fs.reading(path) as fd:
+        try:
+            opened = open_file(path, fd)
+        except NotACheckpointError:
+            return load_pickle(path, weights_only=weights_only)
+        if mmap:
+            stream = _mapped(opened, verify=bool(verify))
+        else:
+            stream = _copied(opened, verify=verify is not False)
+    data, skeleton = _split(opened, stream)
+    if weights_only:
+        from . import _restricted
+
+        return _restricted.load(
+            skeleton,
+            data=data,
+            path=path,
+            base_offset=opened.footer.skeleton_offset,
+            map_location=map_location,
+        )
+    return _pickling.loads(
+        skeleton, data, pickler=opened.index.pickler, map_location=map_location
+    )
+
+
+def open_file(path: str, fd: int) -> Opened:
+    """Check the ends and the trailer of an open file.
+
+    Raises:
+        CorruptCheckpointError: they are damaged.
+        NotACheckpointError: it is no genesis file.
+    """
+    size = _fs.size(fd)
+    start = _fs.read(fd, _format.HEADER_SIZE, 0)
+    end = _fs.read(fd, _format.FOOTER_SIZE, max(size - _format.FOOTER_SIZE, 0))
+    if not _format.is_ours(start, end):
+        raise NotACheckpointError(path, "this is not a genesis file", 0)
+    footer = _format.decode_footer(path, end, size)
+    body = _fs.read(fd, footer.trailer_size, footer.stream_size)
+    digests, index = _format.decode_trailer(path, footer, body)
+    return Opened(path, fd, footer, digests, index, _format.data_size(path, start, footer))
+
+
+def _copied(opened: Opened, *, verify: bool) -> memoryview:
+    """The stream in fresh memory, read and verified on as many threads as it pays."""
+    size = opened.footer.stream_size
+    stream = memoryview(private_memory(size))
+
+    def read(number: int) -> None:
+        low, high = opened.chunk_span(number)
+        data = opened.read(number, stream[low:high])
+        if verify or len(data) < high - low:
+            opened.check(number, data)
+
+    _crew.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
+    return stream
+
+
+def _mapped(opened: Opened, *, verify: bool) -> memoryview:
+    """The stream as a private mapping of the file: pages come when they are touched, and writing
+    to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
+    footer = opened.footer
+    stream = memoryview(_mmap.mmap(opened.fd, footer.stream_size, access=_mmap.ACCESS_COPY))
+    end_of_data = _format.HEADER_SIZE + opened.data_size
+    first = 0 if verify else end_of_data // footer.chunk_size
+
+    def check(number: int) -> None:
+        low, high = opened.chunk_span(number)
+        opened.check(number, stream[low:high])
+
+    size = footer.stream_size if verify else 0
+    _crew.run_all((partial(check, number) for number in range(first, opened.chunks)), size=size)
+    return stream
+
+
+def _split(opened: Opened, view: memoryview) -> tuple[memoryview, bytes]:
+    """The data region and the skeleton of a stream; header and prologue are checked."""
+    end = _format.HEADER_SIZE + opened.data_size
+    start, between = bytes(view[:64]), bytes(view[end : opened.footer.skeleton_offset])
+    _format.check_header(opened.path, start, between, opened.footer)
+    return view[_format.HEADER_SIZE : end], bytes(view[opened.footer.skeleton_offset :])
+
+
+def verify(path: str) -> tuple[_format.Index, bytes]:
+    """Check every byte of a genesis file with little memory; unpickle nothing.
+
+    Returns:
+        The index and the skeleton.
+
+    Raises:
+        CorruptCheckpointError: it is damaged.
+        NotACheckpointError: it is no genesis file.
+    """
+    with _fs.reading(path) as fd:
+        opened = open_file(path, fd)
+        footer = opened.footer
+        buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
+        for number in range(opened.chunks):
+            opened.check(number, opened.read(number, buffer))
+        end = _format.HEADER_SIZE + opened.data_size
+        start = _fs.read(fd, _format.HEADER_SIZE, 0)
+        between = _fs.read(fd, footer.skeleton_offset - end, end)
+        _format.check_header(path, start, between, footer)
+        size = footer.stream_size - footer.skeleton_offset
+        return opened.index, _fs.read(fd, size, footer.skeleton_offset)
+
+
+def outline(path: str) -> Any:
+    """What a checkpoint holds, as plain containers with descriptions for tensors and arrays.
+
+    Every byte is verified first; nothing of the file is run. Raises as `verify`.
+    """
+    from . import _restricted
+
+    try:
+        _index, skeleton = verify(path)
+    except NotACheckpointError:
+        return _restricted.outline(read_pickle(path), path=path)
+    return _restricted.outline(skeleton, path=path)
+
+
+def is_sound(path: str) -> bool:
+    """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
+    try:
+        verify(path)
+    except NotACheckpointError:
+        return _is_sound_pickle(path)
+    except (OSError, CorruptCheckpointError):
+        return False
+    return True
+
+
+def _is_sound_pickle(path: str) -> bool:
+    try:
+        read_pickle(path)
+    except (OSError, CorruptCheckpointError):
+        return False
+    return True

@@ -1,0 +1,366 @@
+"""The writer: background saves on a few threads, in order for each path, within a bound of memory.
+
+It knows when and on which thread; `_store` knows what a save is.
+
+Guarantees:
+- Saves of one path, background or not, become durable in the order of the calls.
+- A save is captured, at the latest, when its future says so; what the caller changes afterwards is
+  not in the file.
+- Bytes staged and not yet durable stay below `max_pending_bytes`, but one save of any size is
+  always let through.
+- Every submitted save ends: durable, superseded or failed. A failure that nobody asks its future
+  for is logged, and raised by the next `flush`; never twice.
+- The interpreter does not exit before all are done; once it has begun to, saves run in the caller.
+- A forked child starts empty. Its parent's saves go on in the parent.
+
+A race that decides the order of the last steps of a save:
+  1. the writer resolves the future; 2. its caller, woken, saves the same path again and finds the
+  turn taken and the arena in use; 3. it waits for nothing, or makes a second arena.
+So the turn, the memory and the dict are given back first, and the future is resolved last.
+"""
+
+from __future__ import annotations
+
+import atexit
+import concurrent.futures
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from . import _store
+from ._arena import Arena
+from ._futures import Failure, SaveFuture, SaveReport, log
+from ._locks import Turn, Turns
+from ._pool import Pool
+
+Capture = Literal["copy", "deferred"]
+OnBusy = Literal["wait", "skip", "supersede"]
+
+_UNSEEN_KEPT = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call of `save`, in terms of the writer."""
+
+    path: str
+    state: object
+    metadata: Mapping[str, Any] | None
+    capture: Capture
+    on_busy: OnBusy
+    done: Callable[[], None]
+    """Called when the file is durable, before the future says so."""
+
+
+class Task:
+    """A captured save: everything that its write needs, and what it has to give back."""
+
+    def __init__(
+        self, request: Request, future: SaveFuture, job: _store.Job, arena: Arena, turn: Turn
+    ) -> None:
+        self.request = request
+        self.future = future
+        self.job = job
+        self.arena = arena
+        self.turn = turn
+        self.run: Future[None] = Future()
+        """Of the pool; can be cancelled until the write starts."""
+        self.queued = time.perf_counter()
+        self.waited = 0.0
+        self.capture = 0.0
+        self.stall = 0.0
+
+
+class Writer:
+    """All background saves of a process. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.pool = Pool(2, "genesis-writer")
+        self.max_pending_bytes = _quarter_of_memory()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()  # guards the fields below
+        self._pending: dict[SaveFuture, Task] = {}
+        self._pending_bytes = 0
+        self._freed: Future[None] = Future()
+        self._unseen: list[Failure] = []
+        self._turns = Turns()
+        self._registered = False
+
+    def reset_after_fork(self) -> None:
+        """Start empty, in a forked child. Locks are made anew: another thread may have held them."""
+        pending = self._pending
+        self._reset()
+        self.pool.reset_after_fork()
+        _store.arenas.reset_after_fork()
+        for future in pending:
+            future.disown()
+
+    # Saving
+
+    def save(self, request: Request) -> SaveReport:
+        """Save in the calling thread, when it is the path's turn."""
+        began = time.perf_counter()
+        with self._turns.taken(request.path):
+            ready = time.perf_counter()
+            job = _store.plan(request.state, request.metadata)
+            planned = time.perf_counter()
+            written = _store.save(request.path, job)
+        request.done()
+        return SaveReport(
+            path=request.path,
+            bytes=written.bytes,
+            stall=time.perf_counter() - began,
+            capture=planned - ready,
+            wait=ready - began,
+            write=written.write,
+            sync=written.sync,
+        )
+
+    def submit(self, request: Request) -> SaveFuture:
+        """Capture in the calling thread, write on a thread of the pool."""
+        steps = self.submission(request)
+        try:
+            while True:
+                next(steps).result()
+        except StopIteration as finished:
+            future: SaveFuture = finished.value
+            return future
+        finally:
+            steps.close()
+
+    def submission(self, request: Request) -> Generator[Future[None], None, SaveFuture]:
+        """The steps of `submit`: yields each future that must resolve before it can go on.
+
+        The state is captured in the last step, after all waiting. Closing the generator earlier
+        withdraws the save.
+        """
+        began = time.perf_counter()
+        turn = self._turns.enter(request.path)
+        try:
+            if not turn.ready.done():
+                if request.on_busy == "skip":
+                    return self._skipped(turn)
+                if request.on_busy == "supersede":
+                    self._supersede(request.path)
+                yield turn.ready
+            return (yield from self._admit(request, turn, began))
+        except BaseException:
+            turn.leave()
+            raise
+
+    def _admit(
+        self, request: Request, turn: Turn, began: float
+    ) -> Generator[Future[None], None, SaveFuture]:
+        while True:
+            ready = time.perf_counter()
+            job = _store.plan(request.state, request.metadata)
+            freed = self._reserve(job.size)
+            if freed is None:
+                break
+            if request.on_busy == "skip":
+                return self._skipped(turn)
+            # Planned again afterwards: while an event loop waits here, the state may change.
+            yield freed
+        try:
+            task = self._capture(request, job, turn, ready)
+        except BaseException:
+            self._release(job.size)
+            raise
+        task.waited = ready - began
+        task.stall = time.perf_counter() - began
+        self._start(task)
+        return task.future
+
+    def _skipped(self, turn: Turn) -> SaveFuture:
+        turn.leave()
+        future = SaveFuture(turn.path)
+        future.resolve_captured()
+        future.set_result(SaveReport(turn.path, outcome="skipped"))
+        return future
+
+    def _capture(self, request: Request, job: _store.Job, turn: Turn, ready: float) -> Task:
+        arena = _store.arenas.take(job.size)
+        try:
+            at_once = _at_once(request.capture)
+            _store.stage(job, arena, at_once)
+        except BaseException:
+            _store.arenas.give_back(arena)
+            raise
+        task = Task(request, SaveFuture(request.path), job, arena, turn)
+        task.capture = task.queued - ready
+        if request.capture == "copy":
+            task.future.resolve_captured()
+        return task
+
+    def _supersede(self, path: str) -> None:
+        """Drop the saves of `path` that are queued and not started."""
+        with self._lock:
+            tasks = [task for task in self._pending.values() if task.request.path == path]
+        for task in tasks:
+            if task.run.cancel():
+                self._finish(task, SaveReport(path, outcome="superseded", stall=task.stall))
+
+    # Memory
+
+    def _reserve(self, size: int) -> Future[None] | None:
+        """Take `size` of the bytes in flight, or return a future that resolves when some are
+        free again."""
+        with self._lock:
+            fits = self._pending_bytes + size <= self.max_pending_bytes
+            if not fits and self._pending_bytes:
+                return self._freed
+            self._pending_bytes += size
+            return None
+
+    def _release(self, size: int) -> None:
+        with self._lock:
+            self._pending_bytes -= size
+            freed, self._freed = self._freed, Future()
+        freed.set_result(None)
+
+    # Writing
+
+    def _start(self, task: Task) -> None:
+        with self._lock:
+            self._register_exit()
+            self._pending[task.future] = task
+        task.run = self.pool.submit(self._run, task)
+
+    def _run(self, task: Task) -> None:
+        try:
+            report = self._write(task)
+            task.request.done()
+        except BaseException as exc:
+            self._finish(task, exc)
+        else:
+            self._finish(task, report)
+
+    def _write(self, task: Task) -> SaveReport:
+        started = time.perf_counter()
+        at_once = _at_once(task.request.capture)
+        _store.stage(task.job, task.arena, lambda piece: not at_once(piece))
+        staged = time.perf_counter()
+        task.future.resolve_captured()
+        written = _store.save_staged(task.request.path, task.job, task.arena)
+        return SaveReport(
+            path=task.request.path,
+            bytes=written.bytes,
+            stall=task.stall,
+            capture=task.capture + staged - started,
+            wait=task.waited + started - task.queued,
+            write=written.write,
+            sync=written.sync,
+        )
+
+    def _finish(self, task: Task, outcome: SaveReport | BaseException) -> None:
+        _store.arenas.give_back(task.arena)
+        self._release(task.job.size)
+        failure = None
+        if isinstance(outcome, BaseException):
+            failure = Failure(task.request.path, outcome)
+        with self._lock:
+            del self._pending[task.future]
+            if failure is not None:
+                self._unseen = [*self._unseen, failure][-_UNSEEN_KEPT:]
+        task.turn.leave()
+        if isinstance(outcome, SaveReport):
+            task.future.resolve_captured()
+            task.future.set_result(outcome)
+        elif failure is not None:
+            task.future.fail(failure)
+
+    # Waiting
+
+    def pending(self, path: str | None = None) -> list[SaveFuture]:
+        """The saves, of one path or all, that have not ended."""
+        with self._lock:
+            return [future for future in self._pending if path in (None, future.path)]
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait for every background save submitted before the call.
+
+        Raises:
+            TimeoutError: some had not ended after `timeout` seconds.
+            Exception: the first failure that nobody asked its future for; others are logged.
+        """
+        left = concurrent.futures.wait(self.pending(), timeout).not_done
+        if left:
+            paths = ", ".join(sorted(future.path for future in left))
+            raise TimeoutError(f"not durable after {timeout} seconds: {paths}")
+        self.raise_unseen()
+
+    def raise_unseen(self) -> None:
+        """Raise the first failure that nobody has seen, log the others."""
+        unseen = self._take_unseen()
+        for failure in unseen[1:]:
+            failure.log()
+        if unseen:
+            raise unseen[0].error
+
+    def _take_unseen(self) -> list[Failure]:
+        with self._lock:
+            unseen = [failure for failure in self._unseen if not failure.seen]
+            self._unseen = []
+        for failure in unseen:
+            failure.seen = True
+        return unseen
+
+    # Exit
+
+    def _register_exit(self) -> None:
+        """Drain before the interpreter joins its threads, and once more after it: Ctrl-C can break
+        the first, and a thread of the program can save during it."""
+        if self._registered:
+            return
+        self._registered = True
+        atexit.register(self._drain)
+        with suppress(AttributeError, RuntimeError):
+            threading._register_atexit(self._drain)  # type: ignore[attr-defined]
+
+    def _drain(self) -> None:
+        self.pool.inline = True
+        interrupted = False
+        while pending := self.pending():
+            try:
+                self.pool.help()
+                concurrent.futures.wait(pending)
+            except KeyboardInterrupt:
+                if interrupted:
+                    self._abandon()
+                interrupted = True
+                log.warning("%d saves are not durable yet; Ctrl-C again abandons them", len(pending))
+        for failure in self._take_unseen():
+            failure.log()
+
+    def _abandon(self) -> None:
+        for future in self.pending():
+            log.critical("the save of %s was abandoned; the file there is the old one", future.path)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        os._exit(130)
+
+
+def _at_once(capture: Capture) -> Callable[[Any], bool]:
+    return _store.moves_at_once if capture == "copy" else _store.small_moves_at_once
+
+
+def _quarter_of_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (ValueError, OSError, AttributeError):
+        return 4 << 30
+
+
+writer = Writer()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: writer.reset_after_fork())

@@ -1,0 +1,31 @@
+"""genesis for coroutines, on asyncio and trio: the plain calls, awaited.
+
+The event loop is held for the capture of a state and for nothing else: waiting, writing and loading
+happen on threads. Cancelling a call never cuts a write that has begun; see `genesis._bridge`.
+"""
+
+from ._calls import (
+    load,
+    load_async,
+    load_checkpoint,
+    safe_load_checkpoint,
+    save,
+    save_async,
+    save_checkpoint,
+    validate_checkpoint,
+)
+from ._manager import CheckpointManager
+from ._stream import stream
+
+__all__ = [
+    "CheckpointManager",
+    "load",
+    "load_async",
+    "load_checkpoint",
+    "safe_load_checkpoint",
+    "save",
+    "save_async",
+    "save_checkpoint",
+    "stream",
+    "validate_checkpoint",
+]

@@ -1,0 +1,121 @@
+"""The awaitable calls. Each is one line through the bridge over its plain twin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from .. import _api, _bridge
+from .._futures import SaveReport
+from .._writer import Capture, OnBusy, Request, writer
+
+
+async def save(
+    state_dict: Any,
+    file_path: _api.Path,
+    *,
+    clear: bool = True,
+    capture: Capture = "copy",
+    on_busy: OnBusy = "wait",
+    metadata: Mapping[str, Any] | None = None,
+) -> SaveReport:
+    """Save a state; return when it is durable. Arguments and errors are those of `genesis.save`.
+
+    The state is captured when the coroutine first runs, before it first suspends, unless it has to
+    wait for an earlier save of the path or for memory. With ``capture="deferred"`` it must not be
+    changed before this returns.
+
+    Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
+    ends and the file is written.
+    """
+    request = _api.make_request(
+        state_dict, file_path, clear=clear, capture=capture, on_busy=on_busy, metadata=metadata
+    )
+    return await submit(request)
+
+
+async def submit(request: Request) -> SaveReport:
+    """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
+    steps = writer.submission(request)
+    try:
+        while True:
+            await _bridge.settled(next(steps))
+    except StopIteration as finished:
+        future = finished.value
+    finally:
+        steps.close()
+    return await _bridge.wait(future)
+
+
+async def save_checkpoint(
+    model_state_dict: Any,
+    optimizer_state_dict: Any,
+    file_path: _api.Path,
+    *,
+    capture: Capture = "copy",
+    on_busy: OnBusy = "wait",
+    metadata: Mapping[str, Any] | None = None,
+) -> SaveReport:
+    """`genesis.save_checkpoint`, awaited; cancellation as for `save`."""
+    checkpoint = _api.checkpoint_of(model_state_dict, optimizer_state_dict)
+    return await save(
+        checkpoint, file_path, capture=capture, on_busy=on_busy, metadata=metadata
+    )
+
+
+async def load(
+    file_path: _api.Path,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> Any:
+    """`genesis.load` on a thread. Cancelling returns at once and drops what is loaded."""
+    return await _bridge.call(
+        partial(
+            _api.load,
+            file_path,
+            verify=verify,
+            mmap=mmap,
+            weights_only=weights_only,
+            map_location=map_location,
+        )
+    )
+
+
+async def load_checkpoint(
+    file_path: _api.Path,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> tuple[Any, Any]:
+    """`genesis.load_checkpoint` on a thread; cancellation as for `load`."""
+    state = await load(
+        file_path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
+    )
+    return _api.parts_of(state, file_path)
+
+
+async def safe_load_checkpoint(
+    file_path: _api.Path, model: Any, optimizer: Any = None, *, weights_only: bool = False
+) -> bool:
+    """`genesis.safe_load_checkpoint` on a thread. A call that was cancelled may still load into
+    the model afterwards."""
+    return await _bridge.call(
+        partial(
+            _api.safe_load_checkpoint, file_path, model, optimizer, weights_only=weights_only
+        )
+    )
+
+
+async def validate_checkpoint(file_path: _api.Path) -> tuple[bool, str]:
+    """`genesis.validate_checkpoint` on a thread."""
+    return await _bridge.call(partial(_api.validate_checkpoint, file_path))
+
+
+save_async = save
+load_async = load

@@ -1,0 +1,31 @@
+"""The checkpoint manager, awaited."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import _api, _manager
+from .._futures import SaveReport
+from ._calls import submit
+
+
+class CheckpointManager:
+    """`genesis.CheckpointManager` whose `save_checkpoint` is awaited."""
+
+    def __init__(self, checkpoint_dir: _api.Path, max_checkpoints: int = 5) -> None:
+        self._manager = _manager.CheckpointManager(checkpoint_dir, max_checkpoints)
+
+    async def save_checkpoint(
+        self, model: Any, optimizer: Any, epoch: int, loss: Any
+    ) -> SaveReport:
+        """Save one epoch; return when it is durable and older ones are removed. Cancellation as for
+        `genesis.aio.save`."""
+        return await submit(self._manager.request(model, optimizer, epoch, loss))
+
+    def checkpoints(self) -> dict[int, str]:
+        """The path of each epoch's checkpoint, lowest epoch first."""
+        return self._manager.checkpoints()
+
+    def latest(self) -> str | None:
+        """The path of the highest epoch's checkpoint, ``None`` where there is none."""
+        return self._manager.latest()

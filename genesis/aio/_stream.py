@@ -1,0 +1,63 @@
+"""A checkpoint file as a stream of verified bytes, for an upload say.
+
+Each chunk is checked against its digest before any byte of it is handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+from .. import _api, _bridge, _fs, _store
+
+
+async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
+    """The bytes of a checkpoint file, in order, in pieces of at most `chunk_size` bytes.
+
+    The file that is open when the first piece is asked for is the one that is streamed: saves of
+    the path go on and change nothing. Close the iterator (``contextlib.aclosing``) if you leave it
+    early. On asyncio the file is read with aiofiles on genesis's threads, on trio with anyio.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptCheckpointError: a chunk does not match its checksum; what was handed out before it
+            was sound.
+        ValueError: `chunk_size` is less than 1.
+    """
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
+    path = _fs.resolve(file_path)
+    fd = await _bridge.call(partial(_fs.open_for_reading, path))
+    async with _open(fd) as file:
+        opened = await _bridge.call(partial(_store.open_file, path, fd))
+        for number in range(opened.chunks):
+            low, high = opened.chunk_span(number)
+            chunk = await file.read(high - low)
+            await _bridge.call(partial(opened.check, number, chunk))
+            for piece in _pieces(chunk, chunk_size):
+                yield piece
+        for piece in _pieces(await file.read(), chunk_size):
+            yield piece
+
+
+@asynccontextmanager
+async def _open(fd: int) -> AsyncIterator[Any]:
+    """An open descriptor as an asynchronous file, which closes it."""
+    import sniffio
+
+    if sniffio.current_async_library() == "trio":
+        import anyio
+
+        opening: Any = await anyio.open_file(fd, "rb")
+    else:
+        import aiofiles
+
+        opening = aiofiles.open(fd, "rb", executor=_bridge.executor)
+    async with opening as file:
+        yield file
+
+
+def _pieces(chunk: bytes, size: int) -> list[bytes]:
+    return [chunk[low : low + size] for low in range(0, len(chunk), size)]

@@ -1,0 +1,361 @@
+"""What is saved, how, and what a reader may see: the subjects of every fault test.
+
+A scenario prepares a folder, makes one save in it, and tells what a reader finds there. It injects
+nothing and judges nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+import warnings
+from abc import ABC, abstractmethod
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+State = dict[str, Any]
+
+NAME = "model.ckpt"
+_KIB = 1024
+
+
+def make_state(version: int, size: int = 24 * _KIB) -> State:
+    """A state in which every byte depends on the version, in all the forms a writer treats apart.
+
+    Without NumPy nothing of it lies in the file's data region; the tests say so.
+    """
+    pattern = bytes((version * 37 + index) % 251 for index in range(251))
+    data = (pattern * (size // 251 + 1))[:size]
+    state: State = {
+        "version": version,
+        "blob": data[: size // 3],
+        "numbers": array("d", [version + index / 7 for index in range(50)]),
+        "nested": {"text": f"version {version}", "list": [version] * 20},
+    }
+    numpy = _numpy()
+    if numpy is not None:
+        state["weights"] = numpy.frombuffer(data, dtype=numpy.uint8).copy()
+        state["bias"] = numpy.full((17, 3), version, dtype=numpy.float32)
+    return state
+
+
+def _numpy() -> Any:
+    if os.environ.get("GENESIS_FAULTS_WITHOUT_NUMPY"):
+        return None
+    try:
+        import numpy
+    except ImportError:
+        return None
+    return numpy
+
+
+def recognise(state: Any) -> int:
+    """The version of a state, if it is complete to the last byte.
+
+    Raises:
+        ValueError: it is a state of no version, or of several.
+    """
+    version, blob = state["version"], state["blob"]
+    for size in (len(blob) * 3, len(blob) * 3 + 1, len(blob) * 3 + 2):
+        if is_same(state, make_state(version, size)):
+            return int(version)
+    raise ValueError(f"a state that says it is version {version} is not")
+
+
+def is_same(one: State, other: State) -> bool:
+    return list(one) == list(other) and all(_equal(one[key], other[key]) for key in one)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
+        return False
+    if hasattr(one, "dtype"):
+        return bool(one.dtype == other.dtype and one.shape == other.shape) and bool(
+            one.tobytes() == other.tobytes()
+        )
+    return bool(one == other)
+
+
+class Scenario(ABC):
+    """One kind of save.
+
+    Attributes:
+        before, after: what a reader sees before the save of version 2, and after it.
+        between: what else it may see on the way.
+        last: what it sees after another save, of version 3.
+        files: the names that are there after a save that met no fault.
+        durable: what it may see once the save was reported durable.
+    """
+
+    before = "1"
+    after = "2"
+    last = "3"
+    between: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset({NAME})
+    size = 24 * _KIB
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def prepare(self, folder: Path) -> None:
+        self.save(folder, self.states(1), 1)
+
+    def states(self, version: int) -> list[State]:
+        """What the save is given; what it does to it is looked at afterwards."""
+        return [make_state(version, self.size)]
+
+    def path(self, folder: Path) -> Path:
+        return folder / NAME
+
+    def save(self, folder: Path, states: list[State], version: int) -> None:
+        """Save durably, or raise."""
+        self.write(self.path(folder), states, version)
+
+    @abstractmethod
+    def write(self, path: Path, states: list[State], version: int) -> None: ...
+
+    @abstractmethod
+    def read(self, path: Path) -> State: ...
+
+    def settle(self) -> None:
+        """Wait for what still runs; raise what nobody asked for."""
+
+    def see(self, folder: Path) -> str:
+        """What a reader finds: a version, `absent`, or how it is broken."""
+        return self._see(self.path(folder))
+
+    def see_without_backup(self, folder: Path, spare: Path) -> str:
+        """The same where only the file itself counts. `spare` is a folder for a copy of it."""
+        names = os.listdir(folder)
+        if not any(name.endswith(".genesis.bak") for name in names):
+            return self.see(folder)
+        shutil.copytree(folder, spare, symlinks=True)
+        for name in names:
+            if name.endswith(".genesis.bak"):
+                (spare / name).unlink()
+        return self.see(spare)
+
+    def _see(self, path: Path) -> str:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return str(recognise(self.read(path)))
+        except FileNotFoundError:
+            return "absent"
+        except Exception as exc:
+            return f"broken: {type(exc).__name__}: {exc}"
+
+    @property
+    def allowed(self) -> frozenset[str]:
+        return self.between | {self.before, self.after}
+
+
+class _Genesis(Scenario):
+    """Shared by all that save with the library, which is imported when first used."""
+
+    def write(self, path: Path, states: list[State], version: int) -> None:
+        import genesis
+
+        genesis.save(states[0], path)
+
+    def read(self, path: Path) -> State:
+        import genesis
+
+        state: State = genesis.load(path)
+        return state
+
+    def settle(self) -> None:
+        import genesis
+
+        genesis.flush(timeout=30)
+
+
+class Fresh(_Genesis):
+    """A file that was not there before."""
+
+    before = "absent"
+
+    def prepare(self, folder: Path) -> None:
+        pass
+
+
+class Overwrite(_Genesis):
+    """A file that replaces another."""
+
+
+class Large(_Genesis):
+    """Large enough for direct writes, with a tail through the page cache."""
+
+    size = 5 << 20
+
+
+class Windows(_Genesis):
+    """Written in several parts, on two threads."""
+
+    size = 70 << 20
+
+
+class Symlink(_Genesis):
+    """The path is a symbolic link to the file."""
+
+    files = frozenset({NAME, "latest.ckpt"})
+
+    def prepare(self, folder: Path) -> None:
+        (folder / "latest.ckpt").symlink_to(NAME)
+        super().prepare(folder)
+
+    def path(self, folder: Path) -> Path:
+        return folder / "latest.ckpt"
+
+    def read(self, path: Path) -> State:
+        if not path.is_symlink():
+            raise ValueError("the symbolic link was replaced")
+        return super().read(path)
+
+
+class Background(_Genesis):
+    """In the background, waited for."""
+
+    def write(self, path: Path, states: list[State], version: int) -> None:
+        import genesis
+
+        genesis.save(states[0], path, background=True).result(timeout=30)
+
+
+class Deferred(_Genesis):
+    """In the background, copied later."""
+
+    def write(self, path: Path, states: list[State], version: int) -> None:
+        import genesis
+
+        future = genesis.save(states[0], path, background=True, capture="deferred")
+        future.wait_captured(timeout=30)
+        future.result(timeout=30)
+
+
+class DeferredLarge(Deferred):
+    """The same, large enough for direct writes."""
+
+    size = 5 << 20
+
+
+class Asyncio(_Genesis):
+    """From a coroutine."""
+
+    def write(self, path: Path, states: list[State], version: int) -> None:
+        from genesis import aio
+
+        async def main() -> None:
+            await aio.save(states[0], path)
+
+        asyncio.run(main())
+
+
+class Trio(_Genesis):
+    """From a coroutine of trio."""
+
+    def write(self, path: Path, states: list[State], version: int) -> None:
+        import trio
+
+        from genesis import aio
+
+        async def main() -> None:
+            await aio.save(states[0], path)
+
+        trio.run(main)
+
+
+class _Part:
+    """A model or an optimizer, as far as a checkpoint sees it."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def state_dict(self) -> State:
+        return self._state
+
+
+class Manager(_Genesis):
+    """A manager that keeps the last two of its checkpoints."""
+
+    before = "0,1"
+    after = "1,2"
+    between = frozenset({"0,1,2"})
+    last = "2,3"
+    files = frozenset({"epoch_000001.pth", "epoch_000002.pth"})
+
+    def prepare(self, folder: Path) -> None:
+        for version in (0, 1):
+            self.save(folder, self.states(version), version)
+
+    def save(self, folder: Path, states: list[State], version: int) -> None:
+        import genesis
+
+        manager = genesis.CheckpointManager(folder, max_checkpoints=2)
+        manager.save_checkpoint(
+            _Part(states[0]), _Part({"version": version}), epoch=version, loss=1 / (version + 1)
+        )
+        genesis.flush(timeout=30)
+        states[0].clear()  # the manager leaves the model alone
+
+    def see(self, folder: Path) -> str:
+        found = sorted(folder.glob("epoch_*.pth"))
+        return ",".join(self._see(path) for path in found) or "absent"
+
+    def read(self, path: Path) -> State:
+        import genesis
+
+        whole = genesis.load(path)
+        state: State = whole["model_state_dict"]
+        expected = int(path.stem.removeprefix("epoch_"))
+        if not state["version"] == whole["epoch"] == whole["optimizer_state_dict"]["version"]:
+            raise ValueError("parts of several versions in one checkpoint")
+        if whole["epoch"] != expected:
+            raise ValueError(f"epoch {whole['epoch']} under the name of {expected}")
+        return state
+
+
+def names_after(scenario: Scenario, version: int) -> frozenset[str]:
+    """The names that are there after a save of `version` that met no fault."""
+    if isinstance(scenario, Manager):
+        return frozenset(f"epoch_{epoch:06d}.pth" for epoch in (version - 1, version))
+    return scenario.files
+
+
+_ALL: Sequence[Scenario] = (
+    Fresh("fresh"),
+    Overwrite("overwrite"),
+    Symlink("symlink"),
+    Large("large"),
+    Windows("windows"),
+    Background("background"),
+    Deferred("deferred"),
+    DeferredLarge("deferred-large"),
+    Asyncio("asyncio"),
+    Trio("trio"),
+    Manager("manager"),
+)
+
+
+def find(name: str) -> Scenario:
+    if name.partition(":")[0] == "toy":
+        from .toy import Toy
+
+        return Toy(name.partition(":")[2])
+    return {scenario.name: scenario for scenario in _ALL}[name]
+
+
+def main() -> None:
+    """Run as a program by a traced interpreter of its own: one watched save."""
+    from . import tracer
+
+    scenario, folder = find(sys.argv[1]), Path(sys.argv[2])
+    scenario.see(folder)  # imports what the save will need
+    states = scenario.states(2)
+    tracer.mark(tracer.START)
+    scenario.save(folder, states, 2)
+    tracer.mark(tracer.STOP)
