@@ -32,7 +32,7 @@ class Trainer:
         self.model = nn.Sequential(nn.Linear(64, 512), nn.ReLU(), nn.Linear(512, 10))
         self.optimizer = optim.AdamW(self.model.parameters(), lr=1e-3)
         self.path, self.steps = path, steps
-        self.step, self.loss, self.saved_step = 0, float("nan"), None
+        self.step, self.loss, self.saved_step = 0, None, None
         self.stopped = False
 
     async def train(self) -> None:
@@ -98,7 +98,7 @@ async def main() -> None:
         async with server:
             print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
             await trainer.train()
-    print(f"step {trainer.step}, loss {trainer.loss:.4f}, saved at step {trainer.saved_step}")
+    print(f"step {trainer.step}, loss {trainer.loss}, saved at step {trainer.saved_step}")
 
 
 if __name__ == "__main__":

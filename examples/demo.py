@@ -42,7 +42,7 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=120, help="training steps (%(default)s)")
     parser.add_argument("--every", type=int, default=10, help="steps per save (%(default)s)")
-    parser.add_argument("--width", type=int, default=4096, help="of the model (%(default)s)")
+    parser.add_argument("--width", type=int, default=3200, help="of the model (%(default)s)")
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -180,7 +180,7 @@ def report(event: str, **facts: object) -> None:
 
 
 def compare(options: argparse.Namespace, folder: Path) -> None:
-    print("1. an uninterrupted run")
+    print(f"1. an uninterrupted run: {options.steps} steps, a save every {options.every}")
     calm = finish(start(options, folder, "uninterrupted"))
     print("2. the same run, killed with SIGKILL in the middle of a save")
     killed_at = start_and_kill(options, folder, at=options.steps // 2)

@@ -127,7 +127,9 @@ class Replacement:
         """Put the file on the medium after making sure that it has `size` bytes."""
         written = _fs.size(self._fd)
         if written != size:
-            raise OSError(errno.EIO, f"{size} bytes were written, the file has {written}", self.path)
+            raise OSError(
+                errno.EIO, f"{size} bytes were written, the file has {written}", self.path
+            )
         _fs.sync_file(self._fd)
 
     def commit(self) -> None:

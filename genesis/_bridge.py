@@ -1,4 +1,4 @@
-"""The one place where a coroutine waits for a thread: a concurrent future awaited on asyncio or trio.
+"""The one place where a coroutine waits for a thread, on asyncio or trio.
 
 Guarantees:
 - Cancelling the waiting task ends the waiting and nothing else. A save that was submitted is
@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TypeVar
 
 from ._pool import Pool
@@ -71,9 +72,7 @@ def _waker(call: Callable[[], object]) -> Callable[[], None]:
         schedule, gone = asyncio.get_running_loop().call_soon_threadsafe, RuntimeError
 
     def wake() -> None:
-        try:
+        with suppress(gone):  # the loop has ended, and with it whoever waited
             schedule(call)
-        except gone:
-            pass  # the loop has ended, and with it whoever waited
 
     return wake

@@ -11,7 +11,6 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-
 Work = Callable[[], object]
 
 SIZE = max(1, min(os.cpu_count() or 1, 4))

@@ -232,15 +232,21 @@ def lock_file(fd: int, *, wait: bool) -> bool:
     return True
 
 
-def _lock_windows(fd: int, *, wait: bool) -> bool:  # pragma: no cover
-    while True:
+def _lock_windows(fd: int, *, wait: bool) -> bool:
+    while not _try_lock_windows(fd):
+        if not wait:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _try_lock_windows(fd: int) -> bool:
+    if sys.platform == "win32":
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-            return True
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
         except OSError:
-            if not wait:
-                return False
-            time.sleep(0.01)
+            return False
+    return True
 
 
 def unlock_file(fd: int) -> None:
@@ -290,9 +296,7 @@ def write(fd: int, data: Any, offset: int) -> None:
     view = memoryview(data).cast("B")
     while view:
         try:
-            written = os.pwrite(fd, view[:_MAX_WRITE], offset) if not _WINDOWS else _seek_write(
-                fd, view[:_MAX_WRITE], offset
-            )
+            written = _write_at(fd, view[:_MAX_WRITE], offset)
         except OSError as exc:
             if exc.errno not in _NO_DIRECT_IO or not _is_direct(fd):
                 raise
@@ -304,7 +308,9 @@ def write(fd: int, data: Any, offset: int) -> None:
         offset += written
 
 
-def _seek_write(fd: int, data: memoryview, offset: int) -> int:  # pragma: no cover
+def _write_at(fd: int, data: memoryview, offset: int) -> int:
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, offset)
     os.lseek(fd, offset, os.SEEK_SET)
     return os.write(fd, data)
 
@@ -378,16 +384,16 @@ def read_into(fd: int, target: memoryview, offset: int) -> int:
     done = 0
     while done < len(target):
         part = target[done : done + _MAX_WRITE]
-        count = os.preadv(fd, [part], offset + done) if hasattr(os, "preadv") else _seek_read(
-            fd, part, offset + done
-        )
+        count = _read_at(fd, part, offset + done)
         if not count:
             break
         done += count
     return done
 
 
-def _seek_read(fd: int, target: memoryview, offset: int) -> int:  # pragma: no cover
+def _read_at(fd: int, target: memoryview, offset: int) -> int:
+    if hasattr(os, "preadv"):
+        return os.preadv(fd, [target], offset)
     os.lseek(fd, offset, os.SEEK_SET)
     data = os.read(fd, len(target))
     target[: len(data)] = data

@@ -7,30 +7,26 @@ Nothing here copies an array, touches a file or starts a thread.
 
 from __future__ import annotations
 
+import copyreg
 import gc
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import attrgetter, methodcaller
 from types import FunctionType
 from typing import Any, Protocol
 
 from . import _frameworks
 from ._errors import UnpicklableStateError
-from ._plan import DATA, DataRegion, Plan
+from ._plan import DATA, Call, DataRegion, Plan
 
 _PROTOCOL = 5
 
 _PRIMER = b"\x80\x05\x97\x940\x97\x94."
 """A pickle that puts two out-of-band buffers into memo slots 0 and 1. The memo of a C unpickler
 outlives a load but cannot be set from Python, so the slots are filled by unpickling this first."""
-
-_DIFFERS = (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError)
-
-
-class _NeedsDillError(Exception):
-    """The C pickler would write a reference where dill writes the thing itself."""
 
 
 class _Slot1:
@@ -42,6 +38,11 @@ _NO_TORCH = _Slot1()
 
 class _Skeleton(list[bytes]):
     """What a pickler writes, piece by piece; large bytes objects are kept, not copied."""
+
+    def mentions_main(self) -> bool:
+        """Whether it may name something of `__main__`, which dill saves by value. A string of that
+        name does no harm: dill then saves what the C pickler would have."""
+        return any(b"__main__" in part for part in self)
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         self.append(data if type(data) is bytes else bytes(data))
@@ -55,14 +56,11 @@ def plan(state: object) -> Plan:
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
-    region = DataRegion()
     with _gc_paused():
-        skeleton, pickler = _dump(state, region)
+        skeleton, region, pickler = _pickle(state, None)
         if region.lessons is not None:
-            region = DataRegion(region.lessons)
-            skeleton, pickler = _dump(state, region)
-    torch_storages = _slot_1() is not _NO_TORCH and region.shared is not None
-    return Plan(region, skeleton, pickler=pickler, torch_storages=torch_storages)
+            skeleton, region, pickler = _pickle(state, region.lessons)
+    return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
 
 @contextmanager
@@ -77,19 +75,21 @@ def _gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _dump(state: object, region: DataRegion) -> tuple[_Skeleton, str]:
+def _pickle(state: object, hints: Any) -> tuple[_Skeleton, DataRegion, str]:
+    region = DataRegion(hints)
+    # Whatever made the C pickler fail, dill may know better, and if not, its error is the one that
+    # counts.
+    with suppress(Exception):
+        skeleton = _dump(_c_pickler, state, region)
+        if not skeleton.mentions_main():
+            return skeleton, region, "pickle"
+    region = DataRegion(hints)
     try:
-        return _dump_with(_CPickler, state, region), "pickle"
-    except (_NeedsDillError, *_DIFFERS):
-        _start_over(region)
-    try:
-        return _dump_with(_dill_pickler(), state, region), "dill"
+        return _dump(_dill_pickler(), state, region), region, "dill"
+    except MemoryError:
+        raise
     except Exception as exc:
         raise _unpicklable(state, exc) from exc
-
-
-def _start_over(region: DataRegion) -> None:
-    region.__init__(region.hints)  # type: ignore[misc]
 
 
 class _Pickler(Protocol):
@@ -98,7 +98,7 @@ class _Pickler(Protocol):
     def dump(self, obj: object, /) -> None: ...
 
 
-def _dump_with(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _Skeleton:
+def _dump(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _Skeleton:
     skeleton = _Skeleton()
     pickler = make(skeleton, region)
     slot_1 = _slot_1()
@@ -115,32 +115,33 @@ def _slot_1() -> object:
     return torch.FROM_BUFFER
 
 
-def _refuse_by_value(obj: Any, region: DataRegion) -> Any:
-    """dill saves what `__main__` defines by value, the C pickler by name."""
-    if getattr(obj, "__module__", None) == "__main__":
-        raise _NeedsDillError
-    return NotImplemented
+_own_reduction = methodcaller("__reduce_ex__", _PROTOCOL)
+_reduction_of_call = attrgetter("reduction")
 
 
-class _CPickler(pickle.Pickler):
-    """The C pickler, calling back for whatever is no plain container or scalar."""
+class _Reducers(dict[type, _frameworks.Reducer]):
+    """The dispatch table of one C pickler, filled with each class that is met.
 
-    def __init__(self, file: _Skeleton, region: DataRegion) -> None:
-        super().__init__(file, _PROTOCOL)
+    What most objects need is a call in C: only for arrays does the pickler come back to Python.
+    """
+
+    def __init__(self, region: DataRegion) -> None:
+        super().__init__(copyreg.dispatch_table)
+        self[Call] = _reduction_of_call
         self._region = region
-        self._reducers: dict[type, _frameworks.Reducer | None] = {
-            FunctionType: _refuse_by_value,
-            type: _refuse_by_value,
-        }
 
-    def reducer_override(self, obj: Any) -> Any:
-        cls = type(obj)
-        try:
-            reducer = self._reducers[cls]
-        except KeyError:
-            reducer = _refuse_by_value if issubclass(cls, type) else _frameworks.reducer_for(cls)
-            self._reducers[cls] = reducer
-        return NotImplemented if reducer is None else reducer(obj, self._region)
+    def __missing__(self, cls: type) -> _frameworks.Reducer:
+        if issubclass(cls, type):
+            raise KeyError(cls)  # a class: the pickler knows how
+        reducer = _frameworks.reducer_for(cls, self._region) or _own_reduction
+        self[cls] = reducer
+        return reducer
+
+
+def _c_pickler(file: _Skeleton, region: DataRegion) -> _Pickler:
+    pickler = pickle.Pickler(file, _PROTOCOL)
+    pickler.dispatch_table = _Reducers(region)
+    return pickler
 
 
 def _dill_pickler() -> Callable[..., _Pickler]:
@@ -152,16 +153,32 @@ def _dill_pickler() -> Callable[..., _Pickler]:
         def __init__(self, file: _Skeleton, region: DataRegion) -> None:
             super().__init__(file, protocol=_PROTOCOL)
             self._region = region
-            self._found: dict[type, _frameworks.Reducer | None] = {}
+            self._found: dict[type, _frameworks.Reducer | None] = {Call: _reduction_of_call}
 
         def reducer_override(self, obj: Any) -> Any:
             cls = type(obj)
+            if (cls is FunctionType or issubclass(cls, type)) and _is_importable(obj):
+                return obj.__qualname__
             if cls not in self._found:
-                self._found[cls] = _frameworks.reducer_for(cls)
+                self._found[cls] = _frameworks.reducer_for(cls, self._region)
             reducer = self._found[cls]
-            return NotImplemented if reducer is None else reducer(obj, self._region)
+            return NotImplemented if reducer is None else reducer(obj)
 
     return DillPickler
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether a class or function is what its module holds under its name.
+
+    dill asks the module's parent instead, which torch.optim for one does not let see its modules,
+    and would write such a class by value, and with it half of torch.
+    """
+    if obj.__module__ == "__main__":
+        return False
+    found: Any = sys.modules.get(obj.__module__)
+    for name in obj.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is obj
 
 
 def _unpicklable(state: object, exc: BaseException) -> UnpicklableStateError:
@@ -171,7 +188,7 @@ def _unpicklable(state: object, exc: BaseException) -> UnpicklableStateError:
     while True:
         for step, part in _parts(state):
             try:
-                _dump_with(make, part, DataRegion())
+                _dump(make, part, DataRegion())
             except Exception as inner:
                 place, state, exc = place + step, part, inner
                 break

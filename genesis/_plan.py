@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from operator import itemgetter
+from typing import Any, Protocol
 
 from . import _format
 
@@ -18,15 +19,17 @@ _DATA = _format.HEADER_SIZE
 _SMALL = 64 << 10
 _TILE = 4 << 20
 
+
 # Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
 # prototype releases it. A copy of a few hundred bytes must keep it: giving it up thousands of times
 # a save would hand the interpreter to another thread for a switch interval each.
-_copy_held = ctypes.PYFUNCTYPE(
-    ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
-)(ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0)
-_zero_held = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)(
-    ctypes.cast(ctypes.memset, ctypes.c_void_p).value or 0
-)
+def _holding(function: object, *argtypes: Any) -> Any:
+    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    return ctypes.PYFUNCTYPE(ctypes.c_void_p, *argtypes)(address or 0)
+
+
+_copy_held = _holding(ctypes.memmove, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_zero_held = _holding(ctypes.memset, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 
 class Readable(Protocol):
@@ -36,17 +39,13 @@ class Readable(Protocol):
         """Fill `target` with the bytes from `start` on; return when they are there."""
 
 
-class Piece(NamedTuple):
-    """One buffer of the state and its place in the stream."""
+Piece = tuple[int, int, int, Any, bool]
+"""One buffer of the state and its place in the stream: offset, size, address, owner, frozen.
 
-    offset: int
-    size: int
-    address: int
-    """In this process; 0 where `owner` is a `Readable`."""
-    owner: Any
-    """Keeps the memory alive."""
-    frozen: bool
-    """Cannot change, so it may be copied after the save call has returned."""
+The address is one of this process, or 0 where the owner is a `Readable`; the owner keeps the memory
+alive; frozen memory cannot change, so it may be copied after the save call has returned. A plain
+tuple: a state can have a hundred thousand.
+"""
 
 
 class DataToken:
@@ -54,6 +53,15 @@ class DataToken:
 
 
 DATA = DataToken()
+
+
+class Call:
+    """Pickled as a call: what it stands for is built by the reader."""
+
+    __slots__ = ("reduction",)
+
+    def __init__(self, reduction: tuple[Any, tuple[Any, ...]]) -> None:
+        self.reduction = reduction
 
 
 class DataRegion:
@@ -73,8 +81,8 @@ class DataRegion:
     def place(self, owner: Any, address: int, size: int, *, frozen: bool = False) -> int:
         """Reserve `size` bytes for the memory at `address`; return their offset in the region."""
         offset = self.size
-        self.pieces.append(Piece(_DATA + offset, size, address, owner, frozen))
-        self.size = _format.align(offset + size)
+        self.pieces.append((_DATA + offset, size, address, owner, frozen))
+        self.size = (offset + size + 63) & -64
         return offset
 
 
@@ -95,10 +103,6 @@ class Plan:
         self._texts.insert(0, (0, _format.header(region.size)))
         self.size = self._texts[-1][0] + len(self._texts[-1][1])
         """Bytes of the stream."""
-
-    @property
-    def has_frozen(self) -> bool:
-        return any(piece.frozen for piece in self.pieces)
 
     def fill_texts(self, target: memoryview, start: int) -> None:
         """Write header, prologue and skeleton where they fall into `target`.
@@ -129,16 +133,20 @@ class Plan:
         """
         pieces = self._pieces_between(start, start + len(target))
         chosen = pieces if select is None else [piece for piece in pieces if select(piece)]
-        if small := [piece for piece in chosen if piece.size < _SMALL and piece.address]:
+        if small := [piece for piece in chosen if _is_small(piece)]:
             yield lambda: _copy_small(small, address, start, start + len(target))
         for piece in chosen:
-            if piece.size >= _SMALL or (piece.size and not piece.address):
+            if not _is_small(piece):
                 yield from _copies_of(piece, target, address, start)
 
     def _pieces_between(self, start: int, stop: int) -> list[Piece]:
-        first = max(bisect_right(self.pieces, start, key=lambda piece: piece.offset) - 1, 0)
-        last = bisect_right(self.pieces, stop, key=lambda piece: piece.offset)
+        first = max(bisect_right(self.pieces, start, key=itemgetter(0)) - 1, 0)
+        last = bisect_right(self.pieces, stop, key=itemgetter(0))
         return self.pieces[first:last]
+
+
+def _is_small(piece: Piece) -> bool:
+    return piece[1] < _SMALL and piece[2] != 0
 
 
 def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:

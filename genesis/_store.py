@@ -29,8 +29,6 @@ from ._foreign import load_pickle, read_pickle
 from ._plan import Piece, Plan
 from ._version import __version__
 
-
-
 _WINDOW = 2 * _format.CHUNK_SIZE
 """Bytes copied, checksummed and written at a time by a synchronous save."""
 
@@ -116,12 +114,13 @@ def stage(job: Job, arena: Arena, select: Callable[[Piece], bool]) -> None:
 
 def moves_at_once(piece: Piece) -> bool:
     """Whether `capture="copy"` takes a piece before it returns."""
-    return not piece.frozen
+    return not piece[4]
 
 
 def small_moves_at_once(piece: Piece) -> bool:
     """Whether `capture="deferred"` takes a piece before it returns."""
-    return not piece.frozen and piece.size < _LARGE
+    _offset, size, _address, _owner, frozen = piece
+    return size < _LARGE and not frozen
 
 
 def save_staged(path: str, job: Job, arena: Arena) -> Written:
@@ -228,9 +227,7 @@ class Opened:
 
     def check(self, number: int, data: Any) -> None:
         """Compare the bytes of a chunk with its digest; raise `ChecksumError` if they differ."""
-        _format.check_chunk(
-            self.path, number, data, self.digests[number], self.footer.chunk_size
-        )
+        _format.check_chunk(self.path, number, data, self.digests[number], self.footer.chunk_size)
 
     def read(self, number: int, target: memoryview) -> memoryview:
         """Read a chunk to the start of `target`; return the part that was filled."""
@@ -295,9 +292,7 @@ def _load_one(
             base_offset=opened.footer.skeleton_offset,
             map_location=map_location,
         )
-    return _pickling.loads(
-        skeleton, data, pickler=opened.index.pickler, map_location=map_location
-    )
+    return _pickling.loads(skeleton, data, pickler=opened.index.pickler, map_location=map_location)
 
 
 def open_file(path: str, fd: int) -> Opened:

@@ -95,7 +95,7 @@ class Writer:
         self._registered = False
 
     def reset_after_fork(self) -> None:
-        """Start empty, in a forked child. Locks are made anew: another thread may have held them."""
+        """Start empty, in a forked child, with new locks: another thread may have held the old."""
         pending = self._pending
         self._reset()
         self.pool.reset_after_fork()
@@ -291,9 +291,9 @@ class Writer:
             TimeoutError: some had not ended after `timeout` seconds.
             Exception: the first failure that nobody asked its future for; others are logged.
         """
-        left = concurrent.futures.wait(self.pending(), timeout).not_done
-        if left:
-            paths = ", ".join(sorted(future.path for future in left))
+        pending = self.pending()
+        if concurrent.futures.wait(pending, timeout).not_done:
+            paths = ", ".join(sorted(future.path for future in pending if not future.done()))
             raise TimeoutError(f"not durable after {timeout} seconds: {paths}")
         self.raise_unseen()
 
@@ -336,7 +336,7 @@ class Writer:
                 if interrupted:
                     self._abandon()
                 interrupted = True
-                log.warning("%d saves are not durable yet; Ctrl-C again abandons them", len(pending))
+                log.warning("%d saves not durable yet; Ctrl-C again abandons them", len(pending))
         for failure in self._take_unseen():
             failure.log()
 

@@ -12,9 +12,8 @@ from typing import Any
 
 from .._plan import DataRegion
 
-Reducer = Callable[[Any, DataRegion], Any]
-"""Takes an object and the region for its bytes; returns what `object.__reduce__` may return, or
-``NotImplemented`` for the object's own reduction."""
+Reducer = Callable[[Any], Any]
+"""Takes an object; returns what `object.__reduce__` may return."""
 
 _MODULES = {
     "torch": "torch",
@@ -22,16 +21,18 @@ _MODULES = {
     "ml_dtypes": "numpy",
     "jax": "jax",
     "jaxlib": "jax",
-    f"{__name__}.torch": "torch",
 }
 """The root package of a class -> the module of this package that knows it."""
 
 
-def reducer_for(cls: type) -> Reducer | None:
-    """The reducer of a class's instances, ``None`` where no framework claims the class."""
+def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
+    """How a class's instances are reduced, their bytes placed in `region`.
+
+    ``None`` where no framework claims the class, or the framework leaves it to itself.
+    """
     for base in cls.__mro__:
         module = base.__module__
-        if name := _MODULES.get(module) or _MODULES.get(module.partition(".")[0]):
-            reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls)
+        if name := _MODULES.get(module.partition(".")[0]):
+            reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls, region)
             return reducer
     return None

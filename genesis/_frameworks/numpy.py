@@ -5,6 +5,7 @@ Both names are the same in NumPy 1 and 2. Arrays of Python objects are left to t
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,17 +13,17 @@ import numpy as np
 from .._plan import DATA, DataRegion
 
 
-def reducer_for(cls: type) -> Any:
+def reducer_for(cls: type, region: DataRegion) -> Any:
     if cls is np.ndarray or cls is np.memmap:
-        return reduce_array
+        return partial(reduce_array, region)
     return reduce_dtype if issubclass(cls, np.dtype) else None
 
 
-def reduce_array(array: np.ndarray[Any, Any], region: DataRegion) -> Any:
+def reduce_array(region: DataRegion, array: np.ndarray[Any, Any]) -> Any:
     """Place the array's bytes; rebuild it as a view of the data region."""
     dtype = array.dtype
     if dtype.hasobject:
-        return NotImplemented
+        return array.__reduce_ex__(5)
     if not array.size or not dtype.itemsize:
         return np.ndarray, (array.shape, dtype)
     flags = array.flags
@@ -35,22 +36,24 @@ def reduce_array(array: np.ndarray[Any, Any], region: DataRegion) -> Any:
 
 def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
     """A read-only view of memory that somebody else may write is not frozen."""
-    return not array.flags.writeable and (array.base is None or type(array.base) is bytes)
+    base: object = array.base
+    return not array.flags.writeable and (base is None or type(base) is bytes)
 
 
-def reduce_dtype(dtype: np.dtype[Any], region: DataRegion) -> Any:
+def reduce_dtype(dtype: np.dtype[Any]) -> Any:
     """``np.dtype(string)``, of a structure ``np.dtype(dict, align)``, else ``np.dtype(class)``."""
     if dtype.metadata or dtype.hasobject or dtype.subdtype:
-        return NotImplemented
+        return dtype.__reduce__()
     if dtype.fields:
         return np.dtype, (_fields(dtype), dtype.isalignedstruct)
-    plain = dtype.str
-    return np.dtype, (plain if np.dtype(plain) == dtype else dtype.type,)
+    of_extension = dtype.isbuiltin == 2
+    return np.dtype, (dtype.type if of_extension else dtype.str,)
 
 
 def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
     names = list(dtype.names or ())
-    fields = [(dtype.fields or {})[name] for name in names]
+    described: Any = dtype.fields
+    fields = [described[name] for name in names]
     record: dict[str, Any] = {
         "names": names,
         "formats": [field[0] for field in fields],

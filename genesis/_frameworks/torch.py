@@ -15,16 +15,20 @@ from torch.multiprocessing.reductions import rebuild_typed_storage
 from torch.nn import Parameter
 from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
-from .._plan import DATA, DataRegion
+from .._plan import DATA, Call, DataRegion
+
+_UINT8 = torch.uint8
+_STRIDED = torch.strided
 
 FROM_BUFFER = UntypedStorage.from_buffer
 """Written as memo slot 1: pickle has no name of its own for it."""
 
 _PLAIN_DTYPES = frozenset(
-    getattr(torch, name)
-    for name in (
-        "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
-    ).split()
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+        *(torch.complex64, torch.complex128),
+    }
 )
 """Dtypes that `_rebuild_tensor_v2` takes; newer ones go through `_rebuild_tensor_v3`."""
 
@@ -32,198 +36,166 @@ Span = tuple[int, int]
 
 
 class Range:
-    """A part of one storage that is saved, and where: pickled as a storage of its own."""
+    """A part of one storage that is saved."""
 
-    __slots__ = ("device", "low", "offset", "size", "typed")
+    __slots__ = ("high", "low", "storage", "typed")
 
-    def __init__(self, low: int, size: int, offset: int, device: torch.device) -> None:
+    def __init__(self, low: int, high: int, storage: Call) -> None:
         self.low = low
-        self.size = size
-        self.offset = offset
-        self.device = device
-        self.typed: dict[torch.dtype, TypedRange] = {}
-
-
-class HostRange:
-    """The same bytes as a storage in host memory, from which one on a device is made."""
-
-    __slots__ = ("offset", "size")
-
-    def __init__(self, offset: int, size: int) -> None:
-        self.offset = offset
-        self.size = size
-
-
-class TypedRange:
-    """A range seen as elements of one dtype."""
-
-    __slots__ = ("dtype", "range")
-
-    def __init__(self, saved: Range, dtype: torch.dtype) -> None:
-        self.range = saved
-        self.dtype = dtype
-
-
-class Ranges:
-    """The ranges placed so far, by storage."""
-
-    def __init__(self, spans: dict[int, list[Span]] | None) -> None:
-        self.whole: dict[int, Range] = {}
-        self.parts: dict[int, list[Range]] = {}
-        self.spans = spans or {}
+        self.high = high
+        self.storage = storage
+        self.typed: dict[torch.dtype, Call] = {}
+        """The storage as elements of each dtype that it is seen in."""
 
 
 class DeviceBytes:
-    """A storage on an accelerator, read part by part into host memory."""
+    """Bytes `low` to `high` of a storage on an accelerator, read part by part."""
 
-    def __init__(self, storage: UntypedStorage) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+    def __init__(self, storage: UntypedStorage, low: int, high: int) -> None:
+        whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+        self._bytes = whole[low:high]
 
     def read_into(self, target: memoryview, start: int) -> None:
         there = self._bytes[start : start + len(target)]
         torch.frombuffer(target, dtype=torch.uint8).copy_(there)
 
 
-def reducer_for(cls: type) -> Any:
-    return _REDUCERS.get(cls)
+class Storages:
+    """The storages of one state: what of each is saved, and where. Reduces what stands on them."""
+
+    def __init__(self, region: DataRegion) -> None:
+        self._region = region
+        self._whole: dict[int, Range] = {}
+        self._parts: dict[int, list[Range]] = {}
+        self._spans: dict[int, list[Span]] = region.hints or {}
+
+    def reduce_tensor(self, tensor: torch.Tensor) -> Any:
+        """A dense tensor as a view of its storage's range; any other by torch's reduction.
+
+        This runs once a tensor while training waits, so it calls little.
+        """
+        if (
+            tensor.layout is not _STRIDED
+            or not (tensor.is_cpu or tensor.is_cuda)
+            or tensor.is_quantized
+            or tensor.is_conj()
+            or tensor.is_neg()
+            or tensor.__dict__
+        ):
+            return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+        dtype = tensor.dtype
+        storage = tensor.untyped_storage()
+        saved = self._whole.get(storage._cdata)
+        if saved is None:
+            saved = self._range_of(tensor, storage)
+        typed = saved.typed.get(dtype)
+        if typed is None:
+            typed = saved.typed[dtype] = Call((rebuild_typed_storage, (saved.storage, dtype)))
+        offset = tensor.storage_offset()
+        if saved.low:
+            offset -= saved.low // dtype.itemsize
+        view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
+        if dtype in _PLAIN_DTYPES:
+            return _rebuild_tensor_v2, view
+        return _rebuild_tensor_v3, (*view, dtype)
+
+    def reduce_parameter(self, parameter: Parameter) -> Any:
+        if parameter.__dict__:
+            return parameter.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+        return _rebuild_parameter, (parameter.data, parameter.requires_grad, None)
+
+    def reduce_typed_storage(self, storage: TypedStorage) -> Any:
+        return rebuild_typed_storage, (
+            self._range_of_all(storage._untyped_storage).storage,
+            storage.dtype,
+        )
+
+    def reduce_storage(self, storage: UntypedStorage) -> Any:
+        return self._range_of_all(storage).storage.reduction
+
+    def _range_of(self, tensor: torch.Tensor, storage: UntypedStorage) -> Range:
+        size = storage.nbytes()
+        if tensor.nbytes == size and tensor.is_cpu and size and not self._parts:
+            offset = self._region.place(storage, storage.data_ptr(), size)
+            saved = Range(0, size, Call((FROM_BUFFER, (DATA, "little", size, offset, _UINT8))))
+            self._whole[storage._cdata] = saved
+            return saved
+        low, high = _span(tensor)
+        if 2 * (high - low) >= size and storage._cdata not in self._parts:
+            return self._range_of_all(storage)
+        return self._range_of_part(storage, low, high)
+
+    def _range_of_all(self, storage: UntypedStorage) -> Range:
+        key = storage._cdata
+        if key in self._parts:
+            self._learn(key, 0, storage.nbytes())
+        if key not in self._whole:
+            self._whole[key] = self._place(storage, 0, storage.nbytes())
+        return self._whole[key]
+
+    def _range_of_part(self, storage: UntypedStorage, low: int, high: int) -> Range:
+        """The range that holds a small view of a large storage.
+
+        Views that overlap share memory and must share a range. A view that overlaps an earlier one
+        and reaches beyond it comes too late for that: it is placed apart, and the state laid out
+        again with the spans that are known by then.
+        """
+        key = storage._cdata
+        parts = self._parts.setdefault(key, [])
+        for part in parts:
+            if part.low <= low and high <= part.high:
+                return part
+        if any(part.low < high and low < part.high for part in parts):
+            self._learn(key, low, high)
+        known = [span for span in self._spans.get(key, ()) if span[0] <= low and high <= span[1]]
+        parts.append(self._place(storage, *(known[0] if known else (low, high))))
+        return parts[-1]
+
+    def _learn(self, key: int, low: int, high: int) -> None:
+        """Record that the parts of a storage and a further span belong together."""
+        if self._region.lessons is None:
+            self._region.lessons = dict(self._spans)
+        lessons = self._region.lessons
+        parts = [(part.low, part.high) for part in self._parts[key]]
+        lessons[key] = _merged([*lessons.get(key, ()), *parts, (low, high)])
+
+    def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
+        size = high - low
+        if not size:
+            return Range(low, high, Call((UntypedStorage, (0,))))
+        on_host = storage.device.type == "cpu"
+        owner, address = (
+            (storage, storage.data_ptr() + low) if on_host else (DeviceBytes(storage, low, high), 0)
+        )
+        offset = self._region.place(owner, address, size)
+        made = Call((FROM_BUFFER, (DATA, "little", size, offset, _UINT8)))
+        if not on_host:
+            made = Call((_StorageBase.cuda, (made, storage.device.index)))
+        return Range(low, high, made)
 
 
-def reduce_tensor(tensor: torch.Tensor, region: DataRegion) -> Any:
-    """A dense tensor as a view of its storage's range; any other by torch's reduction."""
-    if (
-        tensor.__dict__
-        or tensor.layout is not torch.strided
-        or not (tensor.is_cpu or tensor.is_cuda)
-        or tensor.is_quantized
-        or tensor.is_conj()
-        or tensor.is_neg()
-    ):
-        return tensor.__reduce_ex__(5)
-    dtype = tensor.dtype
-    storage = tensor.untyped_storage()
-    saved = _range_of(tensor, storage, region)
-    typed = saved.typed.get(dtype) or _typed(saved, dtype)
-    offset = tensor.storage_offset() - saved.low // dtype.itemsize
-    view = typed, offset, tuple(tensor.size()), tensor.stride(), tensor.requires_grad, None
-    if dtype in _PLAIN_DTYPES:
-        return _rebuild_tensor_v2, view
-    return _rebuild_tensor_v3, (*view, dtype)
-
-
-def reduce_parameter(parameter: Parameter, region: DataRegion) -> Any:
-    if parameter.__dict__:
-        return parameter.__reduce_ex__(5)
-    return _rebuild_parameter, (parameter.data, parameter.requires_grad, None)
-
-
-def reduce_typed_storage(storage: TypedStorage, region: DataRegion) -> Any:
-    saved = _whole(storage._untyped_storage, _ranges(region), region)
-    return rebuild_typed_storage, (saved, storage.dtype)
-
-
-def reduce_storage(storage: UntypedStorage, region: DataRegion) -> Any:
-    return reduce_range(_whole(storage, _ranges(region), region), region)
-
-
-def reduce_typed_range(typed: TypedRange, region: DataRegion) -> Any:
-    return rebuild_typed_storage, (typed.range, typed.dtype)
-
-
-def reduce_range(saved: Range, region: DataRegion) -> Any:
-    host = HostRange(saved.offset, saved.size)
-    if saved.device.type == "cpu":
-        return reduce_host_range(host, region)
-    return _StorageBase.cuda, (host, saved.device.index)
-
-
-def reduce_host_range(host: HostRange, region: DataRegion) -> Any:
-    if not host.size:
-        return UntypedStorage, (0,)
-    return FROM_BUFFER, (DATA, "little", host.size, host.offset, torch.uint8)
-
-
-_REDUCERS: dict[type, Any] = {
-    torch.Tensor: reduce_tensor,
-    Parameter: reduce_parameter,
-    TypedStorage: reduce_typed_storage,
-    UntypedStorage: reduce_storage,
-    TypedRange: reduce_typed_range,
-    Range: reduce_range,
-    HostRange: reduce_host_range,
-}
-
-
-def _typed(saved: Range, dtype: torch.dtype) -> TypedRange:
-    typed = saved.typed[dtype] = TypedRange(saved, dtype)
-    return typed
-
-
-def _ranges(region: DataRegion) -> Ranges:
+def reducer_for(cls: type, region: DataRegion) -> Any:
+    """The reducer of a class's instances, ``None`` for what torch's own reduction is right for."""
     if region.shared is None:
-        region.shared = Ranges(region.hints)
-    ranges: Ranges = region.shared
-    return ranges
-
-
-def _range_of(tensor: torch.Tensor, storage: UntypedStorage, region: DataRegion) -> Range:
-    ranges = _ranges(region)
-    key = storage._cdata
-    if saved := ranges.whole.get(key):
-        return saved
-    size = storage.nbytes()
-    low, high = (0, size) if tensor.nbytes == size else _span(tensor)
-    if 2 * (high - low) >= size and key not in ranges.parts:
-        return _whole(storage, ranges, region)
-    return _part(storage, (low, high), ranges, region)
+        region.shared = Storages(region)
+    storages: Storages = region.shared
+    return {
+        torch.Tensor: storages.reduce_tensor,
+        Parameter: storages.reduce_parameter,
+        TypedStorage: storages.reduce_typed_storage,
+        UntypedStorage: storages.reduce_storage,
+    }.get(cls)
 
 
 def _span(tensor: torch.Tensor) -> Span:
     """The bytes of the storage from a view's first element to its last."""
     item = tensor.element_size()
-    low = tensor.storage_offset() * item
+    low = int(tensor.storage_offset()) * item
     if not tensor.numel():
         return low - low % 64, low
-    last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    steps = zip(tensor.shape, tensor.stride(), strict=True)
+    last = sum((size - 1) * step for size, step in steps)
     return low - low % 64, low + (last + 1) * item
-
-
-def _whole(storage: UntypedStorage, ranges: Ranges, region: DataRegion) -> Range:
-    key = storage._cdata
-    if key in ranges.parts:
-        _learn(ranges, key, (0, storage.nbytes()), region)
-    if key not in ranges.whole:
-        ranges.whole[key] = _place(storage, (0, storage.nbytes()), region)
-    return ranges.whole[key]
-
-
-def _part(storage: UntypedStorage, span: Span, ranges: Ranges, region: DataRegion) -> Range:
-    """The range that holds a small view of a large storage.
-
-    Views that overlap share memory and must share a range. A view that overlaps an earlier one and
-    reaches beyond it comes too late for that: it is placed apart, and the state laid out again with
-    the spans that are known by then.
-    """
-    key = storage._cdata
-    low, high = span
-    parts = ranges.parts.setdefault(key, [])
-    for part in parts:
-        if part.low <= low and high <= part.low + part.size:
-            return part
-    for known in ranges.spans.get(key, ()):
-        if known[0] <= low and high <= known[1]:
-            span = known
-    if any(part.low < high and low < part.low + part.size for part in parts):
-        _learn(ranges, key, span, region)
-    parts.append(_place(storage, span, region))
-    return parts[-1]
-
-
-def _learn(ranges: Ranges, key: int, span: Span, region: DataRegion) -> None:
-    """Record that the parts of a storage and `span` belong together."""
-    region.lessons = region.lessons or dict(ranges.spans)
-    spans = [*region.lessons.get(key, ()), span]
-    spans += [(part.low, part.low + part.size) for part in ranges.parts[key]]
-    region.lessons[key] = _merged(spans)
 
 
 def _merged(spans: list[Span]) -> list[Span]:
@@ -236,24 +208,9 @@ def _merged(spans: list[Span]) -> list[Span]:
     return merged
 
 
-def _place(storage: UntypedStorage, span: Span, region: DataRegion) -> Range:
-    low, high = span
-    if storage.device.type == "cpu":
-        offset = region.place(storage, storage.data_ptr() + low, high - low)
-    else:
-        offset = _place_on_device(storage, span, region)
-    return Range(low, high - low, offset, storage.device)
-
-
-def _place_on_device(storage: UntypedStorage, span: Span, region: DataRegion) -> int:
-    whole = DeviceBytes(storage)
-    whole._bytes = whole._bytes[span[0] : span[1]]
-    return region.place(whole, 0, span[1] - span[0])
-
-
 def make_storage(
     data: Any, order: str, size: int, offset: int, dtype: torch.dtype, *, map_location: Any = None
-) -> UntypedStorage:
+) -> Any:
     """What a genesis reader has in memo slot 1: a storage over the data region itself."""
     storage = torch.frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
     return storage if map_location is None else _relocate(storage, "cpu", map_location)
@@ -266,7 +223,7 @@ def constructor(module: str, name: str, map_location: Any) -> Any:
     return None
 
 
-def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> UntypedStorage:
+def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
     if map_location is not None:
         return _relocate(storage, f"cuda:{index}", map_location)
     if not torch.cuda.is_available():

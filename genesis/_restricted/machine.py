@@ -468,7 +468,7 @@ def _written(name: str, parse: Callable[[bytes], object]) -> None:
 
 
 def _int(line: bytes) -> int:
-    return {b"00": False, b"01": True}.get(line, None) or int(line.removesuffix(b"L"))
+    return {b"00": False, b"01": True}.get(line) or int(line.removesuffix(b"L"))
 
 
 _written("INT", _int)

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from .machine import RefusedError
 from .site import (
-    CONSTANTS,
     REGION,
     Site,
     brief,
@@ -19,6 +18,7 @@ from .site import (
     count_of,
     flag,
     framework,
+    list_constants,
     natural,
     naturals,
     require,
@@ -32,15 +32,11 @@ DTYPE: Final = re.compile(r"[<>|=]?([biufcSUVmM])([0-9]{1,10})(\[\w{1,24}\])?", 
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
-CONSTANTS.update(
-    {
-        f"ml_dtypes {name}": ("ml_dtypes", name)
-        for name in (
-            "bfloat16 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 "
-            "float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz "
-            "float8_e8m0fnu int1 int2 int4 uint1 uint2 uint4"
-        ).split()
-    }
+list_constants(
+    "ml_dtypes",
+    "bfloat16 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz "
+    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu int1 int2 int4 uint1 "
+    "uint2 uint4",
 )
 
 
@@ -58,7 +54,6 @@ def item_size(text: str) -> int:
     if match is None:
         raise RefusedError("a string that names no dtype of plain data")
     return int(match[2]) * (_CHARACTER if match[1] == "U" else 1)
-
 
 
 def array_range(
@@ -130,11 +125,16 @@ def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> object:
     names, formats, offsets = (_column(site, spec, key) for key in ("names", "formats", "offsets"))
     require(len(names) == len(formats) == len(offsets), "the columns of a dtype differ in length")
     require(all(type(name) is str for name in names), "the name of a field is no string")
-    fields = [_field(site, form) for form in formats]
+    fields = [_field(form) for form in formats]
     size = natural(spec.get("itemsize"))
     for (dtype, shape), offset in zip(fields, offsets, strict=True):
         check_range(offset, count_of(shape) * dtype.itemsize, size, "a field lies at")
-    clean = {"names": names, "formats": fields, "offsets": offsets, "itemsize": size}
+    clean: dict[str, Any] = {
+        "names": names,
+        "formats": fields,
+        "offsets": offsets,
+        "itemsize": size,
+    }
     if "titles" in spec:
         clean["titles"] = _column(site, spec, "titles")
         require(all(type(t) in (str, type(None)) for t in clean["titles"]), "a title is no string")
@@ -143,7 +143,7 @@ def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> object:
     return made
 
 
-def _column(site: Site, spec: dict[str, Any], key: str) -> list[Any]:
+def _column(site: Site, spec: dict[Any, Any], key: str) -> list[Any]:
     column = spec.get(key)
     if type(column) is not list:
         raise RefusedError(f"a dtype without a list of {key}")
@@ -151,7 +151,7 @@ def _column(site: Site, spec: dict[str, Any], key: str) -> list[Any]:
     return column
 
 
-def _field(site: Site, form: Any) -> tuple[Any, tuple[int, ...]]:
+def _field(form: Any) -> tuple[Any, tuple[int, ...]]:
     """A dtype and a shape, of which a field is an array."""
     dtype, shape = form if type(form) is tuple and len(form) == 2 else (form, ())
     require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as the format of a field")

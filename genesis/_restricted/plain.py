@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, defaultdict
 from typing import Any, Final
 
-from .site import CONSTRUCTORS, Site, Token, brief, builds, require
+from .machine import RefusedError
+from .site import Site, Token, brief, builds, require
 
 FACTORIES: Final = {
     f"{module} {kind.__name__}": kind
@@ -39,7 +40,7 @@ def _factory(factory: object) -> Any:
 @builds("collections Counter")
 def _counter(site: Site, counts: object = None) -> object:
     """Of a dict: the milestones of a learning rate schedule."""
-    if type(counts) is not dict:
+    if type(counts) is not dict or not all(type(count) is int for count in counts.values()):
         raise RefusedError(f"{brief(counts)} is no dict of counts")
     site.charge(16 * len(counts))
     made: Counter[Any] = Counter()

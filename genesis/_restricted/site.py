@@ -6,7 +6,7 @@ Holds the data region, the budgets and the list of constructors. It builds nothi
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
 from math import prod
@@ -57,6 +57,16 @@ def builds(*names: str) -> Callable[[Constructor], Constructor]:
     return register
 
 
+def list_constants(module: str, names: str, *, written_as: str | None = None) -> None:
+    """Put the attributes `names` of a module on the list, as values.
+
+    Args:
+        written_as: what stands before the name in a pickle, the module by default.
+    """
+    for name in names.split():
+        CONSTANTS[(written_as or f"{module} ") + name] = module, name
+
+
 @cache
 def framework(name: str) -> Any:
     """A module that one of our constructors needs; never one that a file names freely."""
@@ -64,21 +74,18 @@ def framework(name: str) -> Any:
 
 
 class Site:
-    """One load: its data region, the caller's own constructors, and what may still be spent.
+    """One load: its data region and what may still be spent.
 
     Args:
         data: the data region, ``None`` where there is none. Arrays become views of it.
-        constructors: called in the place of ours for `FROM_BUFFER` and `CUDA`, with the arguments
-            that the real functions take, once these are judged.
         text_size: bytes of the skeleton.
+        map_location: where tensors go.
     """
 
-    def __init__(
-        self, data: Any, constructors: Mapping[str, Callable[..., object]], text_size: int
-    ) -> None:
+    def __init__(self, data: Any, text_size: int, map_location: Any) -> None:
         self.data = data
         self.size = 0 if data is None else memoryview(data).nbytes
-        self.constructors = constructors
+        self.map_location = map_location
         self.defaultdicts: list[defaultdict[Any, Any]] = []
         """Every one that was made. CPython frees a deep nest of them by recursion in C, which
         overflows the stack; while they stand here, none is freed."""

@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
-from .machine import RefusedError
 from .site import (
-    CONSTANTS,
     CUDA,
     FROM_BUFFER,
     MAX_INT,
@@ -23,6 +21,7 @@ from .site import (
     count_of,
     flag,
     framework,
+    list_constants,
     natural,
     naturals,
     require,
@@ -46,18 +45,16 @@ DTYPES: Final = {
 """Bytes an element. Quantized types of several elements a byte are left out: no bound of theirs can
 be computed from a shape."""
 
-_SCHEMES: Final = ("per_tensor_affine", "per_channel_affine", "per_channel_affine_float_qparams")
-_MEMORY_FORMATS: Final = ("channels_last", "channels_last_3d", "contiguous_format")
-_SPARSE: Final = ("sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc")
-_LAYOUTS: Final = ("strided", "sparse_coo", "jagged", *_SPARSE)
-_QUANTIZED: Final = ("quint8", "qint8", "qint32")
+_LAYOUTS: Final = frozenset(
+    ("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged")
+)
 
-CONSTANTS.update({f"torch {name}": ("torch", name) for name in (*DTYPES, *_SCHEMES)})
-CONSTANTS.update(
-    {
-        f"torch._utils torch.{name}": ("torch", name)
-        for name in (*_MEMORY_FORMATS, "preserve_format")
-    }
+list_constants("torch", " ".join(DTYPES))
+list_constants("torch", "per_tensor_affine per_channel_affine per_channel_affine_float_qparams")
+list_constants(
+    "torch",
+    "channels_last channels_last_3d contiguous_format preserve_format",
+    written_as="torch._utils torch.",
 )
 
 
@@ -70,14 +67,15 @@ def _torch() -> Any:
 
 @builds(FROM_BUFFER)
 def _storage(
-    site: Site, region: object, order: object, size: object, offset: object, dtype: object
+    site: Site, region: object, order: object, size: object, offset: object, dtype: Any
 ) -> object:
     require(region is REGION and site.data is not None, "a storage over memory of its own")
     require(order == "little" and dtype is _torch().uint8, "a storage of something but bytes")
     low, length = storage_range(offset, size, site.size)
     site.charge(length)
-    make = site.constructors.get(FROM_BUFFER, _view)
-    return make(site.data, "little", length, low, dtype)
+    from .._frameworks.torch import make_storage
+
+    return make_storage(site.data, "little", length, low, dtype, map_location=site.map_location)
 
 
 def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
@@ -85,10 +83,6 @@ def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
     low, length = check_range(offset, size, room, "a storage lies at")
     require(not low % ALIGNMENT, f"a storage lies at {low:,}, which is no multiple of {ALIGNMENT}")
     return low, length
-
-
-def _view(data: Any, order: str, size: int, offset: int, dtype: Any) -> object:
-    return _torch().frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
 
 
 @builds("torch UntypedStorage", "torch.storage UntypedStorage")
@@ -102,8 +96,10 @@ def _storage_on_device(site: Site, storage: Any, index: object) -> object:
     require(type(storage) is _torch().UntypedStorage, f"{brief(storage)} to move to a device")
     require(natural(index) < 1024, "a device that no machine has")
     site.charge(storage.nbytes())
-    move = site.constructors.get(CUDA, _torch().UntypedStorage.cuda)
-    return move(storage, index)
+    from .._frameworks.torch import constructor
+
+    module, name = CUDA.split()
+    return constructor(module, name, site.map_location)(storage, index)
 
 
 @builds("torch.multiprocessing.reductions rebuild_typed_storage")
@@ -174,9 +170,9 @@ def check_view(offset: object, size: object, stride: object, item: int, room: in
     """
     low, sizes, steps = natural(offset), naturals(size), naturals(stride)
     span = span_of(sizes, steps)
-    require(max(low, low + span) * item <= MAX_INT, "a tensor beyond all memory")
-    if span:
-        require((low + span) * item <= room, f"a tensor ends at {(low + span) * item:,} of {room:,}")
+    require((low + span) * item <= MAX_INT, "a tensor beyond all memory")
+    end = (low + span) * item
+    require(not span or end <= room, f"a tensor ends at byte {end:,} of {room:,}")
     return count_of(sizes)
 
 
@@ -217,23 +213,24 @@ def _sparse_tensor(site: Site, layout: Any, data: Any) -> object:
     torch = _torch()
     require(type(layout) is torch.layout and type(data) is tuple, "a sparse tensor of other parts")
     coordinates = layout is torch.sparse_coo
-    *parts, size = data[:3] if coordinates else data
-    for part in parts:
+    *indices, values, size = data[:3] if coordinates else data
+    for part in (*indices, values):
         _check_plain(site, part)
     count_of(naturals(size))
+    # Copies, because another tensor of the file may lie over the same bytes and be trained.
+    indices = [part.clone() for part in indices]
     if coordinates:
-        coalesced = flag(data[3]) if len(data) > 3 else None
-        make = torch.sparse_coo_tensor
-        return make(*parts, size, check_invariants=True, is_coalesced=coalesced)
+        more = {"is_coalesced": flag(data[3])} if len(data) > 3 else {}
+        return torch.sparse_coo_tensor(*indices, values, size, check_invariants=True, **more)
     make = torch.sparse_compressed_tensor
-    return make(*parts, size, layout=layout, check_invariants=True)
+    return make(*indices, values, size, layout=layout, check_invariants=True)
 
 
 def _check_plain(site: Site, part: Any) -> None:
     """A dense tensor in memory, at the cost of looking at each of its elements."""
-    torch = _torch()
-    require(type(part) is torch.Tensor and part.layout is torch.strided, f"{brief(part)} in a tensor")
-    require(not part.is_quantized and not part.is_meta, "a tensor without plain elements in another")
+    require(type(part) is _torch().Tensor, f"{brief(part)} as a part of a tensor")
+    plain = part.layout is _torch().strided and not part.is_quantized and not part.is_meta
+    require(plain, "a tensor without plain elements as a part of another")
     site.charge(part.nbytes)
 
 
@@ -251,12 +248,17 @@ def _quantized_tensor(
     """torch allocates the whole of a quantized tensor before it looks at the storage."""
     torch = _torch()
     require(type(storage) is torch.storage.TypedStorage, f"{brief(storage)} under a tensor")
-    require(str(storage.dtype).removeprefix("torch.") in _QUANTIZED, "a dtype of no quantized tensor")
+    require(storage.dtype in _quantized(), "a dtype of no quantized tensor")
     _check_view(storage._untyped_storage, storage.dtype, offset, size, stride)
     site.charge(count_of(naturals(size)) * storage.dtype.itemsize)
     _check_quantizer(site, parameters, size)
     rest = parameters, flag(requires_grad), _hooks(hooks)
     return torch._utils._rebuild_qtensor(storage, offset, size, stride, *rest)
+
+
+def _quantized() -> tuple[Any, ...]:
+    torch = _torch()
+    return torch.quint8, torch.qint8, torch.qint32
 
 
 def _check_quantizer(site: Site, parameters: Any, size: tuple[int, ...]) -> None:
@@ -289,5 +291,5 @@ def _device(site: Site, kind: Any, index: object = None) -> object:
 
 @builds("torch.serialization _get_layout")
 def _layout(site: Site, name: Any) -> object:
-    require(type(name) is str and name.removeprefix("torch.") in _LAYOUTS, "a layout without name")
+    require(type(name) is str and name.removeprefix("torch.") in _LAYOUTS, "an unknown layout")
     return getattr(_torch(), name.removeprefix("torch."))

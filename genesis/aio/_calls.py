@@ -59,9 +59,7 @@ async def save_checkpoint(
 ) -> SaveReport:
     """`genesis.save_checkpoint`, awaited; cancellation as for `save`."""
     checkpoint = _api.checkpoint_of(model_state_dict, optimizer_state_dict)
-    return await save(
-        checkpoint, file_path, capture=capture, on_busy=on_busy, metadata=metadata
-    )
+    return await save(checkpoint, file_path, capture=capture, on_busy=on_busy, metadata=metadata)
 
 
 async def load(
@@ -106,9 +104,7 @@ async def safe_load_checkpoint(
     """`genesis.safe_load_checkpoint` on a thread. A call that was cancelled may still load into
     the model afterwards."""
     return await _bridge.call(
-        partial(
-            _api.safe_load_checkpoint, file_path, model, optimizer, weights_only=weights_only
-        )
+        partial(_api.safe_load_checkpoint, file_path, model, optimizer, weights_only=weights_only)
     )
 
 

@@ -366,8 +366,8 @@ class _Session:
             self._leave(tid, value)
 
     def _enter(self, tid: int, shape: Shape, args: list[int]) -> None:
-        if shape.name == "close" and _signed(args[0]) in _MARKS:
-            self._marked(_signed(args[0]))
+        if shape.name == "close" and signed(args[0]) in _MARKS:
+            self._marked(signed(args[0]))
             return
         if not self._watching:
             return
@@ -493,7 +493,7 @@ class _Session:
 
 
 def _descriptor(tid: int, fd: int) -> str:
-    fd = _signed(fd)
+    fd = signed(fd)
     name = "cwd" if fd == _AT_FDCWD else f"fd/{fd}"
     try:
         return os.readlink(f"/proc/{tid}/{name}")
@@ -501,7 +501,7 @@ def _descriptor(tid: int, fd: int) -> str:
         return f"no descriptor {fd}"
 
 
-def _signed(value: int) -> int:
+def signed(value: int) -> int:
     """The low 32 bits of a register as a C int."""
     low = value & 0xFFFFFFFF
     return low - (1 << 32) if low >= 1 << 31 else low

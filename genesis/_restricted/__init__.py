@@ -1,0 +1,142 @@
+"""Reading skeletons that nobody has vouched for: into values, or into an outline of them.
+
+Both go through a virtual machine of our own. Nothing here falls back on `pickle`, imports what a
+file names, or calls what is not on the list of constructors.
+
+machine    opcodes, stack, memo, budgets
+site       the list of constructors, and what every argument must pass
+plain, numpy, torch    the constructors
+strict     ``weights_only=True``: what a skeleton can reach
+outline    structure without values, for any pickle at all
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable
+from typing import Any, Final
+
+from .._errors import CorruptCheckpointError, UnsafeLoadError
+from .machine import Machine, MalformedError, RefusedError
+from .outline import ArrayInfo, Opaque, arrays, global_names, outline
+from .site import Site
+from .strict import StrictWorld, listed, survey
+
+__all__ = [
+    "ArrayInfo",
+    "Opaque",
+    "add_safe_globals",
+    "arrays",
+    "clear_safe_globals",
+    "get_safe_globals",
+    "load",
+    "outline",
+]
+
+_MAX_NAMES: Final = 1000
+_MAX_MESSAGE: Final = 400
+
+_safe_globals: dict[str, Any] = {}
+"""Replaced as a whole, never changed, so that a load in another thread sees one state of it."""
+
+
+def add_safe_globals(objs: Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]]) -> None:
+    """Let ``weights_only=True`` call these functions and make and fill instances of these classes.
+
+    They run with arguments from the file: register only what is harmless whatever it is given.
+    What genesis builds itself (tensors, arrays, containers) needs no registration and gains
+    nothing by one.
+
+    Args:
+        objs: classes and functions, or pairs of one and the name that files know it by
+            (``"module.name"``).
+    """
+    global _safe_globals
+    _safe_globals = _safe_globals | dict(map(_named, objs))
+
+
+def _named(obj: Any) -> tuple[str, Any]:
+    if isinstance(obj, tuple):
+        thing, name = obj
+        return name, thing
+    return f"{obj.__module__}.{obj.__qualname__}", obj
+
+
+def clear_safe_globals() -> None:
+    """Forget everything that `add_safe_globals` registered."""
+    global _safe_globals
+    _safe_globals = {}
+
+
+def get_safe_globals() -> list[Any]:
+    """What `add_safe_globals` registered, in that order."""
+    return list(_safe_globals.values())
+
+
+def load(
+    skeleton: bytes | memoryview,
+    *,
+    data: Any,
+    path: str,
+    base_offset: int = 0,
+    map_location: Any = None,
+) -> Any:
+    """The value of a skeleton, built by listed constructors from judged arguments only.
+
+    Memory is bounded by a multiple of the skeleton, time by its length.
+
+    Args:
+        skeleton: a pickle of protocol 2 to 5.
+        data: the data region, a buffer; ``None`` for a pickle that is no genesis skeleton.
+        path: for messages.
+        base_offset: of the skeleton in its file, in bytes, for messages.
+        map_location: where tensors go, as `torch.load` takes it.
+
+    Raises:
+        UnsafeLoadError: the skeleton asks for more than plain data.
+        CorruptCheckpointError: it is no pickle.
+    """
+    site = Site(data, len(skeleton), map_location)
+    world = StrictWorld(site, _safe_globals)
+    machine = Machine(skeleton, world, world.memo())
+    reached: Container[int] = ()
+    try:
+        value = machine.run()
+        if machine.left:
+            raise MalformedError("the stream goes on after STOP")
+        reached = survey(value)
+    except MalformedError as exc:
+        raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc
+    except RefusedError as exc:
+        refused = _refused(skeleton, exc, with_region=data is not None)
+        problem = _message(exc, refused)
+        offset = base_offset + machine.start
+        raise UnsafeLoadError(path, problem, offset, refused=refused) from exc
+    finally:
+        _take_apart(site.defaultdicts, reached)
+    return value
+
+
+def _refused(
+    skeleton: bytes | memoryview, exc: RefusedError, *, with_region: bool
+) -> tuple[str, ...]:
+    """What was refused, and every other global that would have been."""
+    names = dict.fromkeys(exc.names)
+    for module, name in global_names(skeleton, with_region=with_region):
+        path = f"{module}.{name}"
+        if not listed(module, name) and path not in _safe_globals:
+            names[path] = None
+    return tuple(names)[:_MAX_NAMES]
+
+
+def _message(exc: RefusedError, refused: tuple[str, ...]) -> str:
+    text = "; ".join([str(exc), *([f"refused: {', '.join(refused[:10])}"] if refused else [])])
+    harmless = text.encode("unicode_escape").decode()
+    return harmless if len(harmless) <= _MAX_MESSAGE else harmless[:_MAX_MESSAGE] + "..."
+
+
+def _take_apart(made: list[defaultdict[Any, Any]], reached: Container[int]) -> None:
+    """Empty what is about to be freed, one by one: see `Site.defaultdicts`."""
+    for each in made:
+        if id(each) not in reached:
+            each.clear()

@@ -1,0 +1,238 @@
+"""The world of ``weights_only=True``: what stands on the list is built, all else is refused.
+
+No name in a file is looked up anywhere but on the list and among what a person registered; nothing
+else is called, and no attribute is set but ``_metadata`` of an OrderedDict.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any, Final
+
+from . import numpy, plain, torch
+from .machine import PLAIN_OPCODES, RefusedError
+from .site import (
+    CONSTANTS,
+    CONSTRUCTORS,
+    FROM_BUFFER,
+    REGION,
+    Site,
+    Token,
+    brief,
+    framework,
+    require,
+)
+
+MAX_DEPTH: Final = 1000
+"""Nesting of containers: what a recursive function of Python's can walk."""
+MAX_EXPANSION: Final = 100_000_000
+"""Values that somebody meets who walks the result and does not notice that parts are shared."""
+
+_LISTS: Final = numpy, plain, torch
+"""These modules fill `CONSTRUCTORS` and `CONSTANTS` when they are imported."""
+
+_MAPPINGS: Final = frozenset((dict, OrderedDict, defaultdict))
+_CONTAINERS: Final = _MAPPINGS | {list, tuple}
+
+
+def listed(module: str, name: str) -> bool:
+    """Whether a global stands on the list."""
+    key = f"{module} {name}"
+    return key in CONSTRUCTORS or key in CONSTANTS or key in plain.FACTORIES
+
+
+class StrictWorld:
+    """What an untrusted skeleton can reach.
+
+    Args:
+        site: where things are built.
+        safe: what a person registered, by ``"module.name"``.
+    """
+
+    opcodes = PLAIN_OPCODES
+    strict = True
+
+    def __init__(self, site: Site, safe: Mapping[str, Any]) -> None:
+        self._site = site
+        self._safe = safe
+        self._registered = {id(thing) for thing in safe.values()}
+
+    def memo(self) -> dict[int, object]:
+        """The slots that are set before a skeleton begins."""
+        return {} if self._site.data is None else {0: REGION, 1: Token(FROM_BUFFER)}
+
+    def named(self, module: str, name: str) -> object:
+        """The list comes first: people register ``numpy.ndarray`` out of habit, and what is listed
+        is built from judged arguments."""
+        path = f"{module}.{name}"
+        if listed(module, name):
+            where = CONSTANTS.get(f"{module} {name}")
+            return _attempt(path, _constant, *where) if where else Token(f"{module} {name}")
+        if path not in self._safe:
+            raise RefusedError("a global is not on the list", path)
+        return self._safe[path]
+
+    def call(self, function: Any, arguments: Any) -> object:
+        require(type(arguments) is tuple, "a call without a tuple of arguments")
+        if type(function) is Token and function.name in CONSTRUCTORS:
+            build = CONSTRUCTORS[function.name]
+            return _attempt(function.name, build, self._site, *arguments)
+        real = self._real(function)
+        if id(real) not in self._registered:
+            raise RefusedError(f"a call of {brief(function)}", "REDUCE")
+        return _attempt("a registered global", real, *self._real_arguments(arguments))
+
+    def new(self, cls: Any, arguments: Any, keywords: Any) -> object:
+        real = self._real(cls)
+        if not isinstance(real, type) or id(real) not in self._registered:
+            raise RefusedError(f"an instance of {brief(cls)}", "NEWOBJ")
+        require(type(arguments) is tuple and type(keywords) is dict, "a call of other arguments")
+        survey(keywords)
+        values = self._real_arguments(arguments)
+        return _attempt("a registered class", real.__new__, real, *values, **keywords)
+
+    def build(self, thing: Any, state: Any) -> object:
+        """torch hangs the versions of modules on a state dict, as an attribute."""
+        if type(thing) is OrderedDict and type(state) is dict and state.keys() == {"_metadata"}:
+            vars(thing)["_metadata"] = state["_metadata"]
+        elif self._is_instance(thing):
+            self._site.charge(len(survey(state)))
+            _attempt("the state of a registered class", _set_state, thing, state)
+        else:
+            raise RefusedError(f"the state of {brief(thing)} is set", "BUILD")
+        return thing
+
+    def append(self, target: Any, items: list[Any]) -> None:
+        if type(target) is list:
+            target.extend(items)
+        elif self._is_instance(target):
+            for item in items:
+                _attempt("a registered class", target.append, item)
+        else:
+            raise RefusedError(f"items are added to {brief(target)}", "APPENDS")
+
+    def put(self, target: Any, keys: list[Any], values: list[Any]) -> None:
+        self._site.check_keys(target, keys)
+        if type(target) in _MAPPINGS:
+            target.update(zip(keys, values, strict=True))
+        elif self._is_instance(target):
+            for key, value in zip(keys, values, strict=True):
+                _attempt("a registered class", target.__setitem__, key, value)
+        else:
+            raise RefusedError(f"items are set in {brief(target)}", "SETITEMS")
+
+    def add(self, target: Any, items: list[Any]) -> None:
+        if type(target) is not set:
+            raise RefusedError(f"items are added to {brief(target)}", "ADDITEMS")
+        self._site.check_keys(target, items)
+        target.update(items)
+
+    def frozen(self, items: list[Any]) -> object:
+        self._site.check_keys(items, items)
+        return frozenset(items)
+
+    def outside(self, what: str) -> object:
+        raise RefusedError(what)
+
+    def _is_instance(self, thing: object) -> bool:
+        return id(type(thing)) in self._registered
+
+    def _real(self, thing: Any) -> Any:
+        """What is listed and registered as well, as a registered function needs it."""
+        path = thing.name.replace(" ", ".") if type(thing) is Token else None
+        return thing if path is None else self._safe.get(path, thing)
+
+    def _real_arguments(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        values = tuple(map(self._real, arguments))
+        self._site.charge(len(survey(values)))
+        return values
+
+
+def _constant(module: str, name: str) -> object:
+    return getattr(framework(module), name)
+
+
+def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keywords: Any) -> Any:
+    """Call into a framework: whatever it raises for a hostile argument is a refusal."""
+    try:
+        return function(*arguments, **keywords)
+    except RefusedError as exc:
+        raise RefusedError(f"{what}: {exc}", *exc.names) from exc
+    except Exception as exc:
+        raise RefusedError(f"{what}: {type(exc).__name__}: {exc}") from exc
+
+
+def _set_state(thing: Any, state: Any) -> None:
+    """As pickle does it."""
+    if setter := getattr(thing, "__setstate__", None):
+        setter(state)
+        return
+    pair = state if type(state) is tuple and len(state) == 2 else (state, None)
+    attributes, slots = pair
+    vars(thing).update(attributes or {})
+    for name, value in (slots or {}).items():
+        setattr(thing, name, value)
+
+
+class _Visit:
+    """A container whose parts are being walked."""
+
+    __slots__ = ("expansion", "height", "key", "parts")
+
+    def __init__(self, key: int, parts: Iterator[Any]) -> None:
+        self.key = key
+        self.parts = parts
+        self.height = 0
+        self.expansion = 1
+
+    def absorb(self, height: int, expansion: int) -> None:
+        self.height = max(self.height, height + 1)
+        self.expansion += expansion
+        require(self.height <= MAX_DEPTH, f"containers nested more than {MAX_DEPTH:,} deep")
+        require(self.expansion <= MAX_EXPANSION, "containers that hold each other many times over")
+
+
+def survey(root: object) -> dict[int, tuple[int, int]]:
+    """Walk all containers of `root`, each once; return them by id with height and expansion.
+
+    A container within itself is no deeper for that: plain data may be cyclic.
+
+    Raises:
+        RefusedError: too deep, too much when walked without a memory, or a bare global.
+    """
+    measured: dict[int, tuple[int, int]] = {}
+    visits = [_Visit(0, iter((root,)))]
+    while visits:
+        visit = visits[-1]
+        inner = _next_unmeasured(visit, measured)
+        if inner is not None:
+            measured[id(inner)] = 0, 0
+            visits.append(_Visit(id(inner), _parts(inner)))
+            require(len(visits) <= MAX_DEPTH + 1, f"containers nested more than {MAX_DEPTH:,} deep")
+            continue
+        visits.pop()
+        measured[visit.key] = visit.height, visit.expansion
+        if visits:
+            visits[-1].absorb(visit.height, visit.expansion)
+    return measured
+
+
+def _next_unmeasured(visit: _Visit, measured: Mapping[int, tuple[int, int]]) -> Any:
+    for part in visit.parts:
+        if type(part) not in _CONTAINERS:
+            if type(part) is Token:
+                raise RefusedError(f"{part.name.replace(' ', '.')} stands in the place of a value")
+            visit.expansion += 1
+        elif id(part) in measured:
+            visit.absorb(*measured[id(part)])
+        else:
+            return part
+    return None
+
+
+def _parts(container: Any) -> Iterator[Any]:
+    if type(container) is OrderedDict:
+        return chain(container.values(), vars(container).values())
+    return iter(container.values() if type(container) in _MAPPINGS else container)

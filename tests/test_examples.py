@@ -1,0 +1,170 @@
+"""The examples, each run as a person runs it: as a script, in a process of its own.
+
+Only what they print and leave behind is judged; their insides are theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import genesis
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+LIMIT = 300
+
+
+def run(name: str, *args: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error", EXAMPLES / name, *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(folder.glob(".*.genesis-*")) == []
+    return done.stdout
+
+
+def test_every_example_has_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text] == []
+
+
+def test_basic(tmp_path: Path) -> None:
+    output = run("basic.py", folder=tmp_path)
+    assert int(re.search(r"knows (\d+) of 1797", output)[1]) > 1500
+
+
+def test_training_checkpoints(tmp_path: Path) -> None:
+    output = run("training_checkpoints.py", folder=tmp_path)
+    names = [f"checkpoint_epoch_{epoch}.pth" for epoch in (0, 10, 20, 30)]
+    assert f"saved {' '.join(names)}\n" in output
+    assert "loaded epoch 30" in output
+
+
+def test_complete_state(tmp_path: Path) -> None:
+    output = run("complete_state.py", folder=tmp_path)
+    first, second = re.findall(r"run: +(.+)", output)
+    assert len(first.split()) == 10
+    assert first == second
+
+
+def test_best_model(tmp_path: Path) -> None:
+    output = run("best_model.py", folder=tmp_path)
+    found = re.search(r"best loss (\d\.\d{4}), loaded (\d\.\d{4})", output)
+    assert found[1] == found[2]
+
+
+def test_error_handling(tmp_path: Path) -> None:
+    output = run("error_handling.py", folder=tmp_path)
+    for line in (
+        r"checkpoint\.pth: True",
+        r"missing\.pth: False",
+        r"checkpoint\.pth: Checkpoint is valid",
+        r"flipped\.pth: Error validating checkpoint: .*checksum.*",
+        r"TruncatedError: .*cut\.pth: .*",
+        r"ChecksumError: .*flipped\.pth: .*",
+        r"NotACheckpointError: .*foreign\.pth: .*",
+        r"FileNotFoundError: .*missing\.pth.*",
+        r"UnpicklableStateError: cannot save state\['log'\]\[0\]: .*",
+        r"RecoveredFromBackupWarning: .*flipped\.pth.*",
+    ):
+        assert re.search(f"^{line}$", output, re.MULTILINE), f"no line {line} in:\n{output}"
+
+
+def test_resume(tmp_path: Path) -> None:
+    first = run("resume.py", ".", folder=tmp_path)
+    second = run("resume.py", ".", folder=tmp_path)
+    assert "starting fresh training" in first
+    assert "resumed from checkpoint, at epoch 10" in second
+    assert loss_in(second) < loss_in(first)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+
+
+def loss_in(output: str) -> float:
+    return float(re.search(r"stopped after epoch \d+, loss (.+)", output)[1])
+
+
+def test_version_management(tmp_path: Path) -> None:
+    output = run("version_management.py", folder=tmp_path)
+    assert "kept epoch_000005.pth epoch_000006.pth epoch_000007.pth\nloaded epoch 7" in output
+
+
+def test_trio_trainer(tmp_path: Path) -> None:
+    output = run("trio_trainer.py", folder=tmp_path)
+    assert re.findall(r"^step (\d+): ", output, re.MULTILINE) == ["20", "40", "60", "80", "100"]
+    assert "loaded what was trained" in output
+
+
+@contextmanager
+def async_trainer(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A trainer that goes on until it is told to stop, and its address."""
+    args = ["--port=0", "--steps=1000000", f"--folder={folder}"]
+    command = [sys.executable, "-W", "error", EXAMPLES / "async_trainer.py", *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as trainer:
+        try:
+            yield trainer.stdout.readline().strip(), trainer
+        finally:
+            trainer.kill()
+
+
+def get(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=LIMIT) as response:
+        return response.read()
+
+
+def status_after(url: str, key: str, step: int) -> dict[str, Any]:
+    """Ask for the status until its `key` is past `step`; each answer is one turn of its loop."""
+    while True:
+        status = json.loads(get(f"{url}/status"))
+        if (status[key] or 0) > step:
+            return status
+
+
+@pytest.mark.filterwarnings("default::ResourceWarning")
+def test_async_trainer_answers_while_it_trains_and_saves(tmp_path: Path) -> None:
+    with async_trainer(tmp_path) as (url, trainer):
+        first = status_after(url, "saved_step", 0)
+        later = status_after(url, "saved_step", first["saved_step"])
+        assert later["step"] > first["step"]
+
+        downloaded = tmp_path / "downloaded.pth"
+        downloaded.write_bytes(get(f"{url}/checkpoint"))
+        model_state, optimizer_state = genesis.load_checkpoint(downloaded)
+        assert sorted(model_state) == ["0.bias", "0.weight", "2.bias", "2.weight"]
+        assert optimizer_state["state"][0]["step"] >= later["saved_step"]
+
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            get(f"{url}/elsewhere")
+        get(f"{url}/stop")
+        last_words = trainer.stdout.read()
+        assert trainer.wait(LIMIT) == 0
+    step, saved = re.fullmatch(r"step (\d+), loss .*, saved at step (\d+)\n", last_words).groups()
+    assert step == saved
+    assert genesis.validate_checkpoint(tmp_path / "latest.pth") == (True, "Checkpoint is valid")
+
+
+def test_demo_survives_its_kill(tmp_path: Path) -> None:
+    output = run("demo.py", "--steps=30", "--every=5", "--width=1500", folder=tmp_path)
+    killed_at = int(re.search(r"while step (\d+) was being saved", output)[1])
+    assert f"resumed from  step {killed_at - 5}, loaded and verified" in output
+    assert "weights       the same, bit for bit" in output
+    assert list(tmp_path.iterdir()) == []
+    assert shape(output) == shape(demo_in_readme())
+
+
+def demo_in_readme() -> str:
+    text = (EXAMPLES.parent / "README.md").read_text()
+    return re.search(r"<!-- demo -->\n```\n(.*?)```", text, re.DOTALL)[1]
+
+
+def shape(output: str) -> list[str]:
+    """Lines without their numbers and with single spaces."""
+    return [" ".join(re.sub(r"[\d.,]+", "#", line).split()) for line in output.splitlines()]
