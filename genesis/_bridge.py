@@ -15,6 +15,7 @@ It knows futures and event loops, and nothing of checkpoints.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -29,6 +30,12 @@ executor = Pool(8, "genesis-aio")
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=executor.reset_after_fork)
+
+
+def on_trio() -> bool:
+    """Whether trio runs the calling coroutine; if not, asyncio does."""
+    trio = sys.modules.get("trio")
+    return trio is not None and trio.lowlevel.in_trio_run()
 
 
 async def call(work: Callable[[], T]) -> T:
@@ -59,9 +66,7 @@ async def settled(future: Future[T]) -> None:
 
 def _waker(call: Callable[[], object]) -> Callable[[], None]:
     """A function that runs `call` on the running event loop from any thread."""
-    import sniffio
-
-    if sniffio.current_async_library() == "trio":
+    if on_trio():
         import trio
 
         schedule: Callable[..., object] = trio.lowlevel.current_trio_token().run_sync_soon

@@ -14,6 +14,7 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from enum import EnumType
 from operator import attrgetter, methodcaller
 from types import FunctionType
 from typing import Any, Protocol
@@ -157,7 +158,7 @@ def _dill_pickler() -> Callable[..., _Pickler]:
 
         def reducer_override(self, obj: Any) -> Any:
             cls = type(obj)
-            if (cls is FunctionType or issubclass(cls, type)) and _is_importable(obj):
+            if (cls is FunctionType or issubclass(cls, type)) and _goes_by_name(obj):
                 return obj.__qualname__
             if cls not in self._found:
                 self._found[cls] = _frameworks.reducer_for(cls, self._region)
@@ -167,17 +168,21 @@ def _dill_pickler() -> Callable[..., _Pickler]:
     return DillPickler
 
 
-def _is_importable(obj: Any) -> bool:
-    """Whether a class or function is what its module holds under its name.
+def _goes_by_name(obj: Any) -> bool:
+    """Whether dill should write a class or function as a name, as pickle does.
 
-    dill asks the module's parent instead, which torch.optim for one does not let see its modules,
-    and would write such a class by value, and with it half of torch.
+    What its module holds under its name should. dill asks the module's parent instead, which
+    torch.optim for one does not let see its modules, and would write such a class by value, and
+    with it half of torch. Of `__main__`, only enums: dill writes them by value in a way that it
+    cannot read.
     """
-    if obj.__module__ == "__main__":
+    if obj.__module__ == "__main__" and not isinstance(obj, EnumType):
         return False
     found: Any = sys.modules.get(obj.__module__)
     for name in obj.__qualname__.split("."):
         found = getattr(found, name, None)
+    if isinstance(obj, EnumType) and found is not obj:
+        raise pickle.PicklingError(f"{obj!r} is no attribute of its module, so it cannot be loaded")
     return found is obj
 
 

@@ -104,6 +104,10 @@ class Plan:
         self.size = self._texts[-1][0] + len(self._texts[-1][1])
         """Bytes of the stream."""
 
+    def release(self) -> None:
+        """Let go of the state's memory, once all of it is copied."""
+        self.pieces = []
+
     def fill_texts(self, target: memoryview, start: int) -> None:
         """Write header, prologue and skeleton where they fall into `target`.
 

@@ -247,6 +247,7 @@ class Writer:
         started = time.perf_counter()
         at_once = _at_once(task.request.capture)
         _store.stage(task.job, task.arena, lambda piece: not at_once(piece))
+        task.job.plan.release()
         staged = time.perf_counter()
         task.future.resolve_captured()
         written = _store.save_staged(task.request.path, task.job, task.arena)

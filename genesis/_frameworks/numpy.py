@@ -19,7 +19,7 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
     return reduce_dtype if issubclass(cls, np.dtype) else None
 
 
-def reduce_array(region: DataRegion, array: np.ndarray[Any, Any]) -> Any:
+def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: bool = False) -> Any:
     """Place the array's bytes; rebuild it as a view of the data region."""
     dtype = array.dtype
     if dtype.hasobject:
@@ -30,7 +30,7 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any]) -> Any:
     if not (flags.c_contiguous or flags.f_contiguous):
         array = np.ascontiguousarray(array)
     address = array.__array_interface__["data"][0]
-    offset = region.place(array, address, array.nbytes, frozen=_is_frozen(array))
+    offset = region.place(array, address, array.nbytes, frozen=frozen or _is_frozen(array))
     return np.ndarray, (array.shape, dtype, DATA, offset, array.strides)
 
 

@@ -45,9 +45,7 @@ async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIte
 @asynccontextmanager
 async def _open(fd: int) -> AsyncIterator[Any]:
     """An open descriptor as an asynchronous file, which closes it."""
-    import sniffio
-
-    if sniffio.current_async_library() == "trio":
+    if _bridge.on_trio():
         import anyio
 
         opening: Any = await anyio.open_file(fd, "rb")

@@ -140,3 +140,14 @@ def array(
 ) -> Code:
     held = kind if isinstance(kind, Code) else dtype(kind)
     return call(name("numpy", "ndarray"), shape, held, region, offset, strides)
+
+
+def sparse(layout: str, *parts: Any) -> Code:
+    kind = call(name("torch.serialization", "_get_layout"), f"torch.{layout}")
+    return call(name("torch._utils", "_rebuild_sparse_tensor"), kind, parts)
+
+
+def quantized(size: Any, stride: Any, quantizer: Any, *, dtype_name: str = "qint8") -> Code:
+    below = typed(storage(0, 64), dtype_name)
+    rebuild = name("torch._utils", "_rebuild_qtensor")
+    return call(rebuild, below, 0, size, stride, quantizer, False, None)

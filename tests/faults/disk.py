@@ -343,28 +343,35 @@ class Limits:
     """States at one moment."""
 
 
-def states_at(
-    recording: Recording, time: int, limits: Limits, chance: random.Random
-) -> Iterator[State]:
-    """The states that a power cut at a time may leave; each at least once, some more often."""
-    names, open_names = _split(recording, recording.directory, time)
-    base = dict(recording.names)
-    for change in names:
-        _rename(base, change)
-    variants: dict[Inode, list[File]] = {}
-    made = 0
-    for subset in _subsets(open_names, limits.subsets, chance):
-        seen = dict(base)
-        for change in subset:
-            _rename(seen, change)
-        for inode in seen.values():
-            if inode not in variants:
-                variants[inode] = list(_files(recording, inode, time, limits, chance))
-        for state in _combinations(seen, variants, limits.states, chance):
-            yield state
-            made += 1
-        if made > limits.states * limits.subsets:
-            return
+class PowerCuts:
+    """The states that a power cut may leave, moment by moment. The sample depends on `seed` only."""
+
+    def __init__(self, recording: Recording, limits: Limits | None = None, seed: int = 1) -> None:
+        self._recording = recording
+        self._limits = limits or Limits()
+        self._chance = random.Random(seed)
+        self._made: dict[tuple[int, ...], list[File]] = {}
+
+    def states_at(self, time: int) -> Iterator[State]:
+        """Each state at least once, some more often."""
+        names, open_names = _split(self._recording, self._recording.directory, time)
+        base = dict(self._recording.names)
+        for change in names:
+            _rename(base, change)
+        limits, chance = self._limits, self._chance
+        for subset in _subsets(open_names, limits.subsets, chance):
+            seen = dict(base)
+            for change in subset:
+                _rename(seen, change)
+            variants = {inode: self._variants(inode, time) for inode in seen.values()}
+            yield from _combinations(seen, variants, limits.states, chance)
+
+    def _variants(self, inode: Inode, time: int) -> list[File]:
+        fast, open_ = _split(self._recording, inode, time)
+        key = inode.number, len(fast), len(open_)
+        if key not in self._made:
+            self._made[key] = list(_files(inode, fast, open_, self._limits, self._chance))
+        return self._made[key]
 
 
 def _split(recording: Recording, inode: Inode, time: int) -> tuple[list[Change], list[Change]]:
@@ -407,9 +414,8 @@ def _subsets(
 
 
 def _files(
-    recording: Recording, inode: Inode, time: int, limits: Limits, chance: random.Random
+    inode: Inode, fast: list[Change], open_: list[Change], limits: Limits, chance: random.Random
 ) -> Iterator[File]:
-    fast, open_ = _split(recording, inode, time)
     content, mode = bytearray(inode.content), inode.mode
     for change in fast:
         _write(content, change)

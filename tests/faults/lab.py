@@ -61,9 +61,6 @@ ENVIRONMENTS: dict[str, Callable[[Call], int]] = {
         errno.EINVAL if call.name == "fcntl" and call.args[1] == 4 and call.args[2] & 0o40000 else 0
     ),
     "no-direct-writes": lambda call: errno.EINVAL if _writes_directly(call) else 0,
-    "no-fallocate": lambda call: errno.EOPNOTSUPP if call.name == "fallocate" else 0,
-    "no-truncate": lambda call: errno.EOPNOTSUPP if call.name == "ftruncate" else 0,
-    "no-copy-range": lambda call: errno.ENOSYS if call.name == "copy_file_range" else 0,
 }
 """File systems that lack something: the errno that a call gets there, or zero."""
 
@@ -112,23 +109,23 @@ class Bench:
     def __init__(self, scenario: Scenario, folder: Path) -> None:
         self.scenario = scenario
         self._folder = folder
-        self._template = folder / "template"
-        self._template.mkdir(parents=True)
-        _isolated(lambda: scenario.prepare(self._template))
-        seen = _isolated(lambda: scenario.see(self._template))
+        self.template = folder / "template"
+        self.template.mkdir(parents=True)
+        isolated(lambda: scenario.prepare(self.template))
+        seen = isolated(lambda: scenario.see(self.template))
         if seen != scenario.before:
             raise RuntimeError(f"{scenario.name}: prepared {scenario.before!r}, found {seen!r}")
 
     def place(self, number: int) -> Path:
         place = self._folder / f"{number:05}" / "d"
-        shutil.copytree(self._template, place, symlinks=True)
+        shutil.copytree(self.template, place, symlinks=True)
         return place
 
     def drop(self, place: Path) -> None:
         shutil.rmtree(place.parent)
 
 
-def _isolated(body: Callable[[], Any]) -> Any:
+def isolated(body: Callable[[], Any]) -> Any:
     """The JSON value that `body` returns in a forked child, which takes its threads along."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -181,7 +178,7 @@ def kills(
         call = trace.calls[number - 1]
         result.points += 1
         result.calls[call.name] += 1
-        report = _isolated(lambda place=place: _after_kill(scenario, place))
+        report = isolated(lambda place=place: _after_kill(scenario, place))
         result.seen[report["seen"]] += 1
         problems = _judge_kill(scenario, report)
         result.note(number, str(call), problems)

@@ -131,7 +131,7 @@ class Scenario(ABC):
 
     def see(self, folder: Path) -> str:
         """What a reader finds: a version, `absent`, or how it is broken."""
-        return self._see(self.path(folder))
+        return self.see_file(self.path(folder))
 
     def see_without_backup(self, folder: Path, spare: Path) -> str:
         """The same where only the file itself counts. `spare` is a folder for a copy of it."""
@@ -144,7 +144,7 @@ class Scenario(ABC):
                 (spare / name).unlink()
         return self.see(spare)
 
-    def _see(self, path: Path) -> str:
+    def see_file(self, path: Path) -> str:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -153,6 +153,12 @@ class Scenario(ABC):
             return "absent"
         except Exception as exc:
             return f"broken: {type(exc).__name__}: {exc}"
+
+    def may_see(self, seen: str, done: int) -> bool:
+        """Whether a reader may find this once so many saves, of versions 2 and 3, were reported
+        durable and the next one may have begun."""
+        versions = (self.before, "2", "3")
+        return seen in versions[done : done + 2]
 
     @property
     def allowed(self) -> frozenset[str]:
@@ -321,7 +327,12 @@ class Manager(_Genesis):
 
     def see(self, folder: Path) -> str:
         found = sorted(folder.glob("epoch_*.pth"))
-        return ",".join(self._see(path) for path in found) or "absent"
+        return ",".join(self.see_file(path) for path in found) or "absent"
+
+    def may_see(self, seen: str, done: int) -> bool:
+        """Nothing broken, at least two, and the last durable one among them."""
+        epochs = seen.split(",")
+        return all(map(str.isdigit, epochs)) and len(epochs) > 1 and str(1 + done) in epochs
 
     def read(self, path: Path) -> State:
         import genesis
