@@ -37,7 +37,7 @@ format: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt hatchling
 	rm -rf dist
 	$(BIN)/pip wheel -q --no-deps --no-build-isolation -w dist .
-	$(BIN)/pip uninstall -q -y genesis-checkpoint
+	$(BIN)/pip install -q --no-deps --force-reinstall dist/*.whl
 	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[dev]"
 	touch $@
 

@@ -213,7 +213,7 @@ def load(
     If a background save of the path is under way in this process, it is waited for first. If the
     file is missing or damaged and a sound backup stands beside it, that is loaded, with a
     `RecoveredFromBackupWarning`. The arrays of a file share one piece of memory, freed with the
-    last of them; clone what should outlive the rest.
+    last of them: clone what should outlive the rest, or be resized.
 
     Args:
         file_path: the file.

@@ -353,11 +353,11 @@ def _split(opened: Opened, view: memoryview) -> tuple[memoryview, bytes]:
     return view[_format.HEADER_SIZE : end], bytes(view[opened.footer.skeleton_offset :])
 
 
-def verify(path: str) -> tuple[_format.Index, bytes]:
+def verify(path: str) -> tuple[Opened, bytes]:
     """Check every byte of a genesis file with little memory; unpickle nothing.
 
     Returns:
-        The index and the skeleton.
+        What the trailer says, its descriptor closed, and the skeleton.
 
     Raises:
         CorruptCheckpointError: it is damaged.
@@ -374,7 +374,7 @@ def verify(path: str) -> tuple[_format.Index, bytes]:
         between = _fs.read(fd, footer.skeleton_offset - end, end)
         _format.check_header(path, start, between, footer)
         size = footer.stream_size - footer.skeleton_offset
-        return opened.index, _fs.read(fd, size, footer.skeleton_offset)
+        return opened, _fs.read(fd, size, footer.skeleton_offset)
 
 
 def outline(path: str) -> Any:
@@ -385,10 +385,15 @@ def outline(path: str) -> Any:
     from . import _restricted
 
     try:
-        _index, skeleton = verify(path)
+        opened, skeleton = verify(path)
     except NotACheckpointError:
         return _restricted.outline(read_pickle(path), path=path)
-    return _restricted.outline(skeleton, path=path)
+    return _restricted.outline(
+        skeleton,
+        path=path,
+        base_offset=opened.footer.skeleton_offset,
+        data_size=opened.data_size,
+    )
 
 
 def is_sound(path: str) -> bool:

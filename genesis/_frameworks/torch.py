@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._tensor import _rebuild_from_type_v2
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2, _rebuild_tensor_v3
 from torch.multiprocessing.reductions import rebuild_typed_storage
 from torch.nn import Parameter
@@ -31,6 +32,8 @@ _PLAIN_DTYPES = frozenset(
     }
 )
 """Dtypes that `_rebuild_tensor_v2` takes; newer ones go through `_rebuild_tensor_v3`."""
+
+_DENSE = frozenset({_rebuild_tensor_v2, _rebuild_tensor_v3})
 
 Span = tuple[int, int]
 
@@ -82,8 +85,29 @@ class Storages:
             or tensor.is_neg()
             or tensor.__dict__
         ):
-            return tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+            return self.reduce_as_torch(tensor)
         dtype = tensor.dtype
+        typed, offset = self._place_of(tensor, dtype)
+        view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
+        if dtype in _PLAIN_DTYPES:
+            return _rebuild_tensor_v2, view
+        return _rebuild_tensor_v3, (*view, dtype)
+
+    def reduce_as_torch(self, tensor: torch.Tensor) -> Any:
+        """torch's reduction of a tensor. Where it holds a dense view of a storage, with attributes
+        or as a subclass, that view is made one of the storage's range."""
+        function, args, *rest = tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+        if function is _rebuild_from_type_v2 and args[0] in _DENSE:
+            args = args[0], args[1], self._over_range(tensor, args[2]), *args[3:]
+        elif function in _DENSE:
+            args = self._over_range(tensor, args)
+        return function, args, *rest
+
+    def _over_range(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return *self._place_of(tensor, tensor.dtype), *args[2:]
+
+    def _place_of(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[Call, int]:
+        """The typed storage that a tensor stands on, and its offset there in elements."""
         storage = tensor.untyped_storage()
         saved = self._whole.get(storage._cdata)
         if saved is None:
@@ -91,17 +115,12 @@ class Storages:
         typed = saved.typed.get(dtype)
         if typed is None:
             typed = saved.typed[dtype] = Call((rebuild_typed_storage, (saved.storage, dtype)))
-        offset = tensor.storage_offset()
-        if saved.low:
-            offset -= saved.low // dtype.itemsize
-        view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
-        if dtype in _PLAIN_DTYPES:
-            return _rebuild_tensor_v2, view
-        return _rebuild_tensor_v3, (*view, dtype)
+        offset = int(tensor.storage_offset())
+        return typed, offset - saved.low // dtype.itemsize if saved.low else offset
 
     def reduce_parameter(self, parameter: Parameter) -> Any:
         if parameter.__dict__:
-            return parameter.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+            return self.reduce_as_torch(parameter)
         return _rebuild_parameter, (parameter.data, parameter.requires_grad, None)
 
     def reduce_typed_storage(self, storage: TypedStorage) -> Any:
@@ -141,13 +160,16 @@ class Storages:
         again with the spans that are known by then.
         """
         key = storage._cdata
+        spans = self._spans.get(key, ())
+        if (0, storage.nbytes()) in spans:
+            return self._range_of_all(storage)
         parts = self._parts.setdefault(key, [])
         for part in parts:
             if part.low <= low and high <= part.high:
                 return part
         if any(part.low < high and low < part.high for part in parts):
             self._learn(key, low, high)
-        known = [span for span in self._spans.get(key, ()) if span[0] <= low and high <= span[1]]
+        known = [span for span in spans if span[0] <= low and high <= span[1]]
         parts.append(self._place(storage, *(known[0] if known else (low, high))))
         return parts[-1]
 
@@ -179,6 +201,9 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
     if region.shared is None:
         region.shared = Storages(region)
     storages: Storages = region.shared
+    if issubclass(cls, torch.Tensor) and cls not in (torch.Tensor, Parameter):
+        own = cls.__reduce_ex__ is not torch.Tensor.__reduce_ex__
+        return None if own else storages.reduce_as_torch
     return {
         torch.Tensor: storages.reduce_tensor,
         Parameter: storages.reduce_parameter,
@@ -240,4 +265,7 @@ def _relocate(storage: Any, location: str, map_location: Any) -> Any:
         return map_location(storage, location) or storage
     if isinstance(map_location, dict):
         map_location = map_location.get(location, location)
-    return storage.to(device=torch.device(map_location))
+    device = torch.device(map_location)
+    if device.type == "meta":
+        return UntypedStorage(storage.nbytes(), device=device)  # type: ignore[no-untyped-call]
+    return storage.to(device=device)

@@ -37,8 +37,12 @@ from .assembler import (
 DATA_SIZE = 256
 """Bytes of the data region that comes with each: zeros."""
 
-EXTENSION_CODES = 0x7B, 0x7B01, 0x7B0102
-"""Registered for ``os.system`` in the process that runs the corpus."""
+EXTENSION_CODES = {
+    0x7B: ("os", "system"),
+    0x7B01: ("posix", "system"),
+    0x7B0102: ("subprocess", "getoutput"),
+}
+"""Registered in the process that runs the corpus."""
 
 CANARY_MODULE = "genesis_canary"
 """What an attack leaves in ``sys.modules`` that has no command to run."""

@@ -1,45 +1,115 @@
 """Runs the hostile corpus under a limit of memory, in a process of its own, and prints JSON.
 
-``python -m attacks.runner FOLDER READER``: a reader of genesis under test, or ``pickle`` for the
-proof that the corpus is alive.
+``python -m attacks.runner READER FOLDER``: a reader of genesis, or ``pickle`` for the proof that
+the corpus is alive.
 """
 
 from __future__ import annotations
 
 import copyreg
-import faulthandler
 import json
-import os
 import pickle
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy  # noqa: F401  the limit counts from what these need
+import dill  # noqa: F401  the limit counts from what all of these take
+import numpy  # noqa: F401
 import torch
 
+import genesis
 from genesis import GenesisError, _restricted
 
 from .assembler import floats, stream
 from .corpus import CANARY_MODULE, DATA_SIZE, EXTENSION_CODES, attacks
+from .files import genesis_file
 
 HEADROOM = 512 << 20
-"""Bytes of address space for the whole corpus, beyond what the frameworks take."""
+"""Bytes of address space for the whole corpus, beyond what the imports take."""
 
 
-def main(folder: str, reader: str) -> None:
-    canary = Path(folder, "canary")
-    for code in EXTENSION_CODES:
-        copyreg.add_extension("os", "system", code) if code == EXTENSION_CODES[0] else None
-    read = READERS[reader]
-    read(stream(floats()) if reader != "pickle" else pickle.dumps(torch.zeros(1)))
+def _load(skeleton: bytes, path: Path) -> object:
+    return _restricted.load(skeleton, data=bytearray(DATA_SIZE), path=str(path))
+
+
+def _load_foreign(skeleton: bytes, path: Path) -> object:
+    """As a file of another writer: no data region."""
+    return _restricted.load(skeleton, data=None, path=str(path))
+
+
+def _outline(skeleton: bytes, path: Path) -> object:
+    tree = _restricted.outline(skeleton, path=str(path), data_size=DATA_SIZE)
+    return list(_restricted.arrays(tree))
+
+
+def _load_file(skeleton: bytes, path: Path) -> object:
+    """As a whole file, of which every checksum is right."""
+    path.write_bytes(genesis_file(skeleton, bytes(DATA_SIZE)))
+    genesis.validate_checkpoint(path)
+    return genesis.load(path, weights_only=True)
+
+
+def _load_foreign_file(skeleton: bytes, path: Path) -> object:
+    path.write_bytes(skeleton)
+    genesis.validate_checkpoint(path)
+    return genesis.load(path, weights_only=True)
+
+
+READERS: dict[str, Callable[[bytes, Path], object]] = {
+    "load": _load,
+    "foreign": _load_foreign,
+    "outline": _outline,
+    "file": _load_file,
+    "foreign file": _load_foreign_file,
+    "pickle": lambda skeleton, path: pickle.loads(skeleton),
+}
+
+
+def main(reader: str, folder: str) -> None:
+    read, canary, path = READERS[reader], Path(folder, "canary"), Path(folder, "hostile")
+    for code, named in EXTENSION_CODES.items():
+        copyreg.add_extension(*named, code)
+    _load(stream(floats()), path)
+    torch.zeros(1)
     _limit_memory()
     outcomes = {}
     for attack in attacks(str(canary)):
-        if reader != "pickle" or attack.executes:
-            print(attack.name, file=sys.stderr, flush=True)
-            outcomes[attack.name] = _outcome(read, attack.skeleton) | {"ran": _ran(canary)}
+        if reader == "pickle" and not attack.executes:
+            continue
+        print(attack.name, file=sys.stderr, flush=True)
+        outcomes[attack.name] = _outcome(lambda: read(attack.skeleton, path))
+        outcomes[attack.name]["ran"] = _ran(canary)
     json.dump(outcomes, sys.stdout)
+
+
+def _limit_memory() -> None:
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        taken = int(statm.read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (taken + HEADROOM,) * 2)
+
+
+def _outcome(read: Callable[[], object]) -> dict[str, Any]:
+    try:
+        found = read()
+    except Exception as exc:
+        return {
+            "error": type(exc).__name__,
+            "named": isinstance(exc, GenesisError),
+            "message": str(exc),
+        }
+    return {"value": type(found).__name__}
+
+
+def _ran(canary: Path) -> bool:
+    """Whether something was executed since this was asked last."""
+    ran = canary.exists() or CANARY_MODULE in sys.modules
+    canary.unlink(missing_ok=True)
+    sys.modules.pop(CANARY_MODULE, None)
+    return ran
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from . import tracer
-from .scenarios import Scenario, find, is_same, names_after
+from .scenarios import Scenario, find, in_short, is_same, names_after
 from .tracer import Call, Fault, Trace
 
 _SECONDS = 60
@@ -179,7 +179,7 @@ def kills(
         result.points += 1
         result.calls[call.name] += 1
         report = isolated(lambda place=place: _after_kill(scenario, place))
-        result.seen[report["seen"]] += 1
+        result.seen[in_short(report["seen"])] += 1
         problems = _judge_kill(scenario, report)
         result.note(number, str(call), problems)
         if not problems:
@@ -422,7 +422,7 @@ def errors(
         result.points += 1
         result.calls[call.name] += 1
         problems = _judge_error(scenario, trace, report, code, place)
-        result.seen[report.seen if report else "nothing"] += 1
+        result.seen[in_short(report.seen) if report else "nothing"] += 1
         result.note(number, f"{call}: {call.fault}", problems)
         if not problems:
             bench.drop(place)
@@ -569,7 +569,7 @@ def must_succeed(
         result.calls[call.name] += 1
         problems = [f"the process ended with {trace.status}"]
         if report is not None:
-            result.seen[report.seen] += 1
+            result.seen[in_short(report.seen)] += 1
             problems = [f"failed: {report.error}"] if report.error else []
             if report.seen != scenario.after:
                 problems.append(f"a reader finds {report.seen!r}")

@@ -22,13 +22,16 @@ from typing import Any
 from . import tracer
 from .disk import Limits, PowerCuts, Recording, State, Sync, read_trace, snapshot
 from .lab import ENVIRONMENTS, Bench, isolated
-from .scenarios import Scenario, find
+from .scenarios import Scenario, find, in_short
 from .tracer import Call, Fault
 
 DURABLE = 0x5EED0100
 """The mark of a save that was reported durable, plus its version."""
 
 _SAVES = (2, 3)
+
+_ENOUGH = 20
+"""Failures that prove a flaw."""
 
 
 @dataclass(slots=True)
@@ -74,9 +77,7 @@ def record(scenario: Scenario, place: Path, environment: str = "") -> Recording:
     trace = tracer.trace(body, str(place), decide, keep_data=True)
     if trace.status:
         raise RuntimeError(f"the save that was to be recorded ended with {trace.status}")
-    umask = os.umask(0)
-    os.umask(umask)
-    recording = read_trace(trace, str(place), before, umask)
+    recording = read_trace(trace, str(place), before, _umask())
     _check_replay(recording, place)
     return recording
 
@@ -164,7 +165,7 @@ class _Reader:
     def __init__(self, scenario: Scenario, recording: Recording, template: Path) -> None:
         self._scenario = scenario
         self._template = template
-        self._modes = {file.mode for file in recording.names.values()}
+        self._modes = {name: file.mode for name, file in recording.names.items()}
         self._known: dict[tuple[object, ...], tuple[str, str, str]] = {}
         fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
         self.folder = Path(tempfile.mkdtemp(prefix="genesis-power-", dir=fast))
@@ -208,9 +209,19 @@ class _Reader:
             copy.unlink()
         return ", ".join(found) or "none"
 
-    @property
-    def count(self) -> int:
-        return len(self._known)
+    def wrong_modes(self, state: State) -> list[str]:
+        """Checkpoints that lost the mode of what they replaced."""
+        return [
+            f"{name} has mode {file.mode:o}"
+            for name, file in state.items()
+            if ".genesis" not in name and file.mode != self._modes.get(name, 0o666 & ~_umask())
+        ]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def cut_everywhere(
@@ -232,14 +243,16 @@ def cut_everywhere(
                     continue
                 judged.add(key)
                 _judge(result, scenario, reader, state, done, time)
+                if kind and len(result.failures) >= _ENOUGH:
+                    return result
                 names = tuple(sorted(state))
                 if names not in tried and not kind:
                     tried.add(names)
                     _save_next(result, scenario, reader, state)
-        result.states = len(judged)
-        result.next_saves = len(tried)
     finally:
         reader.close()
+        result.states = len(judged)
+        result.next_saves = len(tried)
     return result
 
 
@@ -247,16 +260,14 @@ def _judge(
     result: Result, scenario: Scenario, reader: _Reader, state: State, done: int, time: int
 ) -> None:
     seen, alone, backup = reader.read(state)
-    result.seen[seen] += 1
+    result.seen[in_short(seen)] += 1
     result.backups[backup] += 1
     where = f"{scenario.name}, cut at {time} after {done} durable saves, disk {sorted(state)}"
     if not scenario.may_see(seen, done):
         result.failures.append(f"{where}: a reader finds {seen!r}; the backup is {backup}")
     elif not scenario.may_see(alone, done):
         result.failures.append(f"{where}: without the backup a reader finds {alone!r}")
-    for name, file in state.items():
-        if name in scenario.files and seen.isdigit() and int(seen) > 1 and file.mode != 0o640:
-            result.failures.append(f"{where}: {name} has mode {file.mode:o}")
+    result.failures += [f"{where}: {problem}" for problem in reader.wrong_modes(state)]
 
 
 def _save_next(result: Result, scenario: Scenario, reader: _Reader, state: State) -> None:

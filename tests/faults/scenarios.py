@@ -347,6 +347,11 @@ class Manager(_Genesis):
         return state
 
 
+def in_short(seen: str) -> str:
+    """What a reader saw, without the words of its error."""
+    return ": ".join(seen.split(": ")[:2])
+
+
 def names_after(scenario: Scenario, version: int) -> frozenset[str]:
     """The names that are there after a save of `version` that met no fault."""
     if isinstance(scenario, Manager):

@@ -87,6 +87,8 @@ class Toy(Scenario):
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
             try:
                 self._write(fd, data)
+                if path.exists():
+                    os.fchmod(fd, path.stat().st_mode & 0o7777)
                 if self._flaw not in ("no file sync", "rename before sync"):
                     self._sync(fd)
                 if path.exists():
