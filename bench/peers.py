@@ -11,7 +11,6 @@ import copy
 import importlib.util
 import json
 import os
-import pickle
 import shutil
 import socket
 from collections.abc import Callable
@@ -229,10 +228,6 @@ class Joblib(Peer):
     needs = ("joblib",)
     extra_copies = 2.0
 
-    @property
-    def _maps(self) -> bool:
-        return True
-
     def save(self, tree: Tree, path: str) -> Ticket:
         import joblib
 
@@ -254,10 +249,6 @@ class Safetensors(Peer):
     kinds = frozenset({"torch", "numpy", "jax"})
     needs = ("safetensors",)
     hows = ("whole", "partial")
-
-    def imports(self) -> None:
-        super().imports()
-        self._frameworks: dict[str, Any] = {}
 
     def set_up(self, tree: Tree, folder: str) -> None:
         array = next(iter(flat(tree).values()))

@@ -1,10 +1,10 @@
 """Train, save and serve HTTP in one event loop, none waiting for another.
 
-    python examples/async_trainer.py [--port 8000] [--steps 2000]
+Start it with ``python examples/async_trainer.py``, and while it trains ask for
 
-    curl 127.0.0.1:8000/status                      # the step and the loss of this moment
-    curl 127.0.0.1:8000/checkpoint -o latest.pth    # the last durable checkpoint
-    curl 127.0.0.1:8000/stop                        # save once more, and leave
+- ``curl 127.0.0.1:8000/status``: the step and the loss of this moment;
+- ``curl 127.0.0.1:8000/checkpoint -o latest.pth``: the last durable checkpoint, verified;
+- ``curl 127.0.0.1:8000/stop``: save once more, and leave.
 """
 
 from __future__ import annotations

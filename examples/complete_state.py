@@ -22,7 +22,8 @@ class Run:
         self.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.2), nn.Linear(64, 10))
         self.optimizer = optim.AdamW(self.model.parameters(), lr=0.01)
         self.scheduler = LambdaLR(self.optimizer, lambda epoch: 0.9**epoch)
-        self.history: dict[str, list[float]] = defaultdict(lambda: [])
+        self.losses: list[float] = []
+        self.best: dict[str, float] = defaultdict(lambda: float("inf"))
         self.epoch = 0
 
     def train_one_epoch(self) -> None:
@@ -32,7 +33,8 @@ class Run:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
-        self.history["loss"].append(loss.item())
+        self.losses.append(loss.item())
+        self.best["loss"] = min(self.best["loss"], loss.item())
         self.epoch += 1
 
     def checkpoint(self) -> dict[str, Any]:
@@ -42,13 +44,14 @@ class Run:
             "optimizer_state_dict": self.optimizer.state_dict(),
             "scheduler_state_dict": self.scheduler.state_dict(),
             "schedule": self.scheduler.lr_lambdas,  # the lambda itself
-            "training_history": self.history,  # and another one, in the defaultdict
+            "losses": self.losses,
+            "best": self.best,  # and another one, in the defaultdict
             "generators": (random.getstate(), torch.get_rng_state()),
         }
 
     def restore(self, checkpoint: dict[str, Any]) -> None:
         self.epoch = checkpoint["epoch"]
-        self.history = checkpoint["training_history"]
+        self.losses, self.best = checkpoint["losses"], checkpoint["best"]
         self.scheduler = LambdaLR(self.optimizer, checkpoint["schedule"])
         self.model.load_state_dict(checkpoint["model_state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
@@ -73,6 +76,8 @@ with tempfile.TemporaryDirectory() as folder:
     for _ in range(5):
         second.train_one_epoch()
 
-print("first run: ", *(f"{loss:.4f}" for loss in first.history["loss"]))
-print("second run:", *(f"{loss:.4f}" for loss in second.history["loss"]))
-assert first.history == second.history
+print("first run: ", *(f"{loss:.4f}" for loss in first.losses))
+print("second run:", *(f"{loss:.4f}" for loss in second.losses))
+assert first.losses == second.losses
+assert first.best == second.best
+assert second.best["accuracy"] == float("inf")  # the lambda came along

@@ -33,7 +33,8 @@ BATCH = 128
 def main() -> None:
     options = parse_options()
     if options.worker:
-        return Run(options).train()
+        Run(options).train()
+        return
     with tempfile.TemporaryDirectory(prefix=".demo-", dir=".") as folder:
         compare(options, Path(folder))
 
@@ -73,8 +74,8 @@ class Run:
             self.resume()
         genesis.prewarm(self.state())
         started = time.perf_counter()
-        pending = None
-        for self.step in progress(range(self.step + 1, self.steps + 1), self):
+        pending: genesis.SaveFuture | None = None
+        for _ in progress(range(self.step, self.steps), self):
             self.train_one_batch()
             if self.step % self.every == 0:
                 pending = self.save(pending)
@@ -90,7 +91,7 @@ class Run:
         )
 
     def train_one_batch(self) -> None:
-        first = (self.step - 1) * BATCH % (len(self.images) // BATCH * BATCH)
+        first = self.step * BATCH % (len(self.images) // BATCH * BATCH)
         if first == 0:
             self.order = torch.randperm(len(self.images))
         batch = self.order[first : first + BATCH]
@@ -99,6 +100,7 @@ class Run:
         loss.backward()
         self.optimizer.step()
         self.scheduler.step()
+        self.step += 1
 
     def save(self, pending: genesis.SaveFuture | None) -> genesis.SaveFuture:
         """Save in the background. Training waits for two things, and the demo times both: that the

@@ -1,6 +1,6 @@
-"""Train, stop, and go on from the latest checkpoint: run it twice with the same folder.
+"""Train, stop, and go on from the latest checkpoint.
 
-    python examples/resume.py FOLDER
+Run it twice with the same folder: ``python examples/resume.py FOLDER``.
 """
 
 import sys

@@ -23,6 +23,7 @@ The order of a commit, and why it is this one:
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -35,6 +36,8 @@ from ._errors import DurabilityUnknownError
 from ._locks import between_processes
 
 BACKUP_SUFFIX = ".genesis.bak"
+_LONGEST = 255
+"""Bytes of a file name on every file system in common use."""
 
 
 class Replacement:
@@ -58,8 +61,8 @@ class Replacement:
         self.path = path
         self._is_sound = is_sound
         parent, self._name = os.path.split(path)
-        self._prefix = f".{self._name}.genesis-"
         self._backup = self._name + BACKUP_SUFFIX
+        self._prefix = f".{_short(self._name, path)}.genesis-"
         self._temporary = ""
         self._fd = -1
         self._directory = _fs.Directory(parent)
@@ -211,6 +214,17 @@ class Replacement:
             with suppress(OSError):
                 self._directory.remove(name)
         self._directory.close()
+
+
+def _short(name: str, path: str) -> str:
+    """A file's name, or where that leaves no room for what we add, its start and a digest."""
+    size = len(os.fsencode(name))
+    if size > _LONGEST - len(BACKUP_SUFFIX):
+        cure = f"leave room for the {len(BACKUP_SUFFIX)} bytes of {BACKUP_SUFFIX}"
+        raise OSError(errno.ENAMETOOLONG, f"the file name is too long; {cure}", path)
+    if size <= _LONGEST - 32:
+        return name
+    return f"{name[:40]}~{hashlib.sha256(os.fsencode(name)).hexdigest()[:16]}"
 
 
 def _refuse_special(status: os.stat_result, path: str) -> None:

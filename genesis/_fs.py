@@ -26,6 +26,7 @@ T = TypeVar("T")
 _WINDOWS = sys.platform == "win32"
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _O_BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
+_SEPARATORS = (os.sep, os.altsep or os.sep)
 _MAX_WRITE = 1 << 30
 """Linux writes at most 0x7ffff000 bytes a call, macOS fails above 2 GiB."""
 
@@ -44,10 +45,13 @@ def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     Raises:
         TypeError: `path` is no path.
         ValueError: it is empty or holds a NUL.
+        IsADirectoryError: it ends with a separator.
     """
     name = os.fsdecode(path)
     if not name:
         raise ValueError("the path of a checkpoint must not be empty")
+    if name.endswith(_SEPARATORS):
+        raise IsADirectoryError(errno.EISDIR, "this names a directory; name a file in it", name)
     return os.path.realpath(name)
 
 

@@ -162,11 +162,18 @@ def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
 
 
 def _copy_small(pieces: list[Piece], address: int, start: int, stop: int) -> None:
-    for offset, size, source, _owner, _frozen in pieces:
+    """Copy many pieces, in order, holding the GIL. Only the first and the last can reach beyond
+    the window from `start` to `stop`."""
+    shift = address - start
+    for offset, size, source, _owner, _frozen in pieces[1:-1]:
+        _copy_held(shift + offset, source, size)
+        if size & 63:
+            _zero_held(shift + offset + size, 0, -size & 63)
+    for offset, size, source, _owner, _frozen in (pieces[0], pieces[-1]):
         low, high = max(offset, start), min(offset + size, stop)
         if low < high:
-            _copy_held(address + low - start, source + low - offset, high - low)
-            _zero_gap(address, start, stop, offset + size)
+            _copy_held(shift + low, source + low - offset, high - low)
+        _zero_gap(address, start, stop, offset + size)
 
 
 def _copies_of(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,6 +97,26 @@ def descriptors() -> list[str]:
 
 def genesis_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("genesis")]
+
+
+def is_waited_for(directory: Path) -> bool:
+    """Whether somebody stands before the lock of a directory."""
+    number = f":{directory.stat().st_ino} "
+    lines = Path("/proc/locks").read_text().splitlines()
+    return any("-> FLOCK" in line and number in line for line in lines)
+
+
+def fork() -> int:
+    """`os.fork` with threads about, which Python 3.12 warns of and these tests are about."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def exit_status(child: int) -> int:
+    """Wait for a forked child."""
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def join_threads() -> None:

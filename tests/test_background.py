@@ -5,10 +5,12 @@ own lock.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import shutil
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -568,6 +570,7 @@ def test_a_failure_whose_future_was_dropped_is_logged_once_and_raised(
     ended(save)
     join_threads()
     del save
+    gc.collect()
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.name for record in errors] == ["genesis"]
     assert str(tmp_path / "d/f") in errors[0].getMessage()
@@ -599,6 +602,25 @@ def test_flush_in_a_finally_keeps_the_exception_of_the_body(tmp_path: Path) -> N
         body()
     assert isinstance(caught.value.__context__, KeyError)
     assert save.done()
+
+
+@pytest.mark.parametrize("keep_future", [True, False])
+def test_a_failed_save_lets_go_of_the_state(tmp_path: Path, keep_future: bool) -> None:
+    state = {"x": np.zeros(1000)}
+    alive = weakref.ref(state["x"])
+    (tmp_path / "d").mkdir()
+    with held(tmp_path / "d"):
+        save = start_save(state, tmp_path / "d/f")
+        shutil.rmtree(tmp_path / "d")
+    ended(save)
+    join_threads()
+    kept = [save] if keep_future else []
+    del save, state
+    gc.collect()
+    assert alive() is None
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        genesis.flush(DEADLINE)
+    assert len(kept) == keep_future
 
 
 def test_a_save_after_a_failed_one_of_the_same_path_succeeds(tmp_path: Path) -> None:

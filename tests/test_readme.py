@@ -1,4 +1,7 @@
-"""The README does what it says: its programs run, its links lead somewhere, its demo is the demo."""
+"""The README does what it says: its programs run, its links and commands lead somewhere.
+
+That its picture of the demo is what the demo prints is checked in test_examples.
+"""
 
 from __future__ import annotations
 

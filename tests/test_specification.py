@@ -44,7 +44,8 @@ def blocks() -> list[Block]:
         return []
     found = []
     seen: Counter[str] = Counter()
-    for match in re.finditer(r"^#+ ([^\n]+)$|^```python\n(.*?)^```$", SPEC.read_text(), re.M | re.S):
+    heading_or_block = re.compile(r"(?ms)^#+ ([^\n]+)$|^```python\n(.*?)^```$")
+    for match in heading_or_block.finditer(SPEC.read_text()):
         if match[1]:
             heading = match[1]
             continue
@@ -61,7 +62,7 @@ def is_drawing(block: Block) -> bool:
 
 def is_signature(block: Block) -> bool:
     """A function with a docstring for its only statement."""
-    return re.fullmatch(r'def \w+\(.*\):\n +""".*"""\n', block.code, re.S) is not None
+    return re.fullmatch(r'(?s)def \w+\(.*\):\n +""".*"""\n', block.code) is not None
 
 
 BLOCKS = blocks()

@@ -130,8 +130,9 @@ def _refused(
 
 
 def _message(exc: RefusedError, refused: tuple[str, ...]) -> str:
-    text = "; ".join([str(exc), *([f"refused: {', '.join(refused[:10])}"] if refused else [])])
-    harmless = text.encode("unicode_escape").decode()
+    """The reason and the names, on one line of ASCII: a file may not write to a terminal."""
+    more = f" ({', '.join(refused[:10])})" if refused else ""
+    harmless = f"{exc}{more}".encode("unicode_escape").decode()
     return harmless if len(harmless) <= _MAX_MESSAGE else harmless[:_MAX_MESSAGE] + "..."
 
 

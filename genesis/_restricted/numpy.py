@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 16
 DTYPE: Final = re.compile(r"[<>|=]?([biufcSUVmM])([0-9]{1,10})(\[\w{1,24}\])?", re.ASCII)
 """A dtype that is no structure and holds no objects, as ``dtype.str`` writes it."""
 
+_COLUMNS: Final = frozenset(("names", "formats", "offsets", "itemsize", "titles"))
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
@@ -122,6 +123,7 @@ def _dtype(site: Site, spec: Any, aligned: object = False, copied: object = Fals
 
 
 def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> object:
+    require(spec.keys() <= _COLUMNS, "a dtype with columns that no dtype has")
     names, formats, offsets = (_column(site, spec, key) for key in ("names", "formats", "offsets"))
     require(len(names) == len(formats) == len(offsets), "the columns of a dtype differ in length")
     require(all(type(name) is str for name in names), "the name of a field is no string")

@@ -150,7 +150,7 @@ class InertWorld:
             self.append(target, items)
 
     def frozen(self, items: list[Any]) -> object:
-        return frozenset(self._keys(items, items))
+        return frozenset(self._keys(None, items))
 
     def outside(self, what: str) -> object:
         return Opaque(what)

@@ -5,7 +5,7 @@ Holds the data region, the budgets and the list of constructors. It builds nothi
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
@@ -17,6 +17,7 @@ from .machine import RefusedError
 MAX_INT: Final = 2**63 - 1
 MAX_DIMENSIONS: Final = 64
 MAX_TUPLE_KEY: Final = 256
+MAX_KEY_BITS: Final = 1024
 MAX_COLLISIONS: Final = 16
 
 FROM_BUFFER: Final = "torch UntypedStorage.from_buffer"
@@ -94,7 +95,7 @@ class Site:
         # A storage, its copy on a device, the check of sparse indices: each takes every byte of an
         # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
         self._left = 4 * self.size + 32 * text_size + 65_536
-        self._hashes: dict[int, tuple[object, Counter[int]]] = {}
+        self._hashes: dict[int, tuple[object, dict[int, int]]] = {}
 
     def charge(self, size: int) -> None:
         """Spend `size` bytes of copying or checking, which a memo makes cheap to ask for again."""
@@ -106,20 +107,39 @@ class Site:
 
         A deep tuple overflows the C stack when it is hashed; the hashes of all but strings can be
         chosen, and a dict whose keys share one hash takes quadratic time.
-        """
-        for key in keys:
-            if type(key) is not str:
-                self._check_key(container, key)
 
-    def _check_key(self, container: object, key: Any) -> None:
-        parts = key if type(key) is tuple else (key,)
-        require(len(parts) <= MAX_TUPLE_KEY, f"a key is a tuple of {len(parts):,}")
-        for part in parts:
-            require(type(part) in _SCALARS, f"a key is or holds {brief(part)}")
-            require(type(part) is not int or part.bit_length() <= 1024, "a key is a huge number")
-        hashes = self._hashes.setdefault(id(container), (container, Counter()))[1]
-        hashes[hash(key)] += 1
-        require(hashes[hash(key)] <= MAX_COLLISIONS, "keys were chosen to collide")
+        Args:
+            container: what the keys go into, maybe together with others later; ``None`` where they
+                are all that it will hold.
+        """
+        hashes: dict[int, int] | None = None
+        for key in keys:
+            if type(key) is str:
+                continue
+            _check_key(key)
+            if hashes is None:
+                hashes = self._hashes_of(container)
+            code = hash(key)
+            hashes[code] = count = hashes.get(code, 0) + 1
+            require(count <= MAX_COLLISIONS, "keys were chosen to collide")
+
+    def _hashes_of(self, container: object) -> dict[int, int]:
+        if container is None:
+            return {}
+        return self._hashes.setdefault(id(container), (container, {}))[1]
+
+
+def _check_key(key: Any) -> None:
+    if type(key) in _SCALARS:
+        if type(key) is int and key.bit_length() > MAX_KEY_BITS:
+            raise RefusedError("a key is a huge number")
+        return
+    if type(key) is not tuple:
+        raise RefusedError(f"a key is {brief(key)}")
+    require(len(key) <= MAX_TUPLE_KEY, f"a key is a tuple of {len(key):,}")
+    for part in key:
+        require(type(part) in _SCALARS, f"a key is a tuple with {brief(part)} in it")
+        _check_key(part)
 
 
 def require(condition: bool, problem: str) -> None:

@@ -71,14 +71,14 @@ class StrictWorld:
             where = CONSTANTS.get(f"{module} {name}")
             return _attempt(path, _constant, *where) if where else Token(f"{module} {name}")
         if path not in self._safe:
-            raise RefusedError("a global is not on the list", path)
+            raise RefusedError("a global that is not on the list", path)
         return self._safe[path]
 
     def call(self, function: Any, arguments: Any) -> object:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
         if type(function) is Token and function.name in CONSTRUCTORS:
             build = CONSTRUCTORS[function.name]
-            return _attempt(function.name, build, self._site, *arguments)
+            return _attempt(_dotted(function), build, self._site, *arguments)
         real = self._real(function)
         if id(real) not in self._registered:
             raise RefusedError(f"a call of {brief(function)}", "REDUCE")
@@ -130,7 +130,7 @@ class StrictWorld:
         target.update(items)
 
     def frozen(self, items: list[Any]) -> object:
-        self._site.check_keys(items, items)
+        self._site.check_keys(None, items)
         return frozenset(items)
 
     def outside(self, what: str) -> object:
@@ -141,13 +141,16 @@ class StrictWorld:
 
     def _real(self, thing: Any) -> Any:
         """What is listed and registered as well, as a registered function needs it."""
-        path = thing.name.replace(" ", ".") if type(thing) is Token else None
-        return thing if path is None else self._safe.get(path, thing)
+        return self._safe.get(_dotted(thing), thing) if type(thing) is Token else thing
 
     def _real_arguments(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         values = tuple(map(self._real, arguments))
         self._site.charge(len(survey(values)))
         return values
+
+
+def _dotted(token: Token) -> str:
+    return token.name.replace(" ", ".")
 
 
 def _constant(module: str, name: str) -> object:
@@ -223,7 +226,7 @@ def _next_unmeasured(visit: _Visit, measured: Mapping[int, tuple[int, int]]) -> 
     for part in visit.parts:
         if type(part) not in _CONTAINERS:
             if type(part) is Token:
-                raise RefusedError(f"{part.name.replace(' ', '.')} stands in the place of a value")
+                raise RefusedError(f"{_dotted(part)} stands in the place of a value")
             visit.expansion += 1
         elif id(part) in measured:
             visit.absorb(*measured[id(part)])

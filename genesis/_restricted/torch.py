@@ -45,6 +45,7 @@ DTYPES: Final = {
 """Bytes an element. Quantized types of several elements a byte are left out: no bound of theirs can
 be computed from a shape."""
 
+_METADATA: Final = "a tensor with metadata other than of a conjugated or negated view"
 _LAYOUTS: Final = frozenset(
     ("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged")
 )
@@ -94,12 +95,17 @@ def _empty_storage(site: Site, size: object) -> object:
 @builds(CUDA)
 def _storage_on_device(site: Site, storage: Any, index: object) -> object:
     require(type(storage) is _torch().UntypedStorage, f"{brief(storage)} to move to a device")
-    require(natural(index) < 1024, "a device that no machine has")
+    _device_index(index)
     site.charge(storage.nbytes())
     from .._frameworks.torch import constructor
 
     module, name = CUDA.split()
     return constructor(module, name, site.map_location)(storage, index)
+
+
+def _device_index(index: object) -> int:
+    require(natural(index) < 1024, "a device that no machine has")
+    return natural(index)
 
 
 @builds("torch.multiprocessing.reductions rebuild_typed_storage")
@@ -186,9 +192,9 @@ def _metadata(metadata: Any, dtype: Any) -> dict[str, bool] | None:
     """The lazy conjugation and negation of a view: of integers, they would hide what is indexed."""
     if metadata is None:
         return None
-    require(type(metadata) is dict and metadata.keys() <= {"conj", "neg"}, "a tensor with metadata")
-    require(all(value is True for value in metadata.values()), "a tensor with metadata")
-    require(dtype.is_complex or (dtype.is_floating_point and "conj" not in metadata), "metadata")
+    require(type(metadata) is dict and metadata.keys() <= {"conj", "neg"}, _METADATA)
+    require(all(value is True for value in metadata.values()), _METADATA)
+    require(dtype.is_complex or (dtype.is_floating_point and "conj" not in metadata), _METADATA)
     return dict(metadata)
 
 
@@ -286,7 +292,9 @@ def _size(site: Site, size: Any) -> object:
 @builds("torch device")
 def _device(site: Site, kind: Any, index: object = None) -> object:
     require(type(kind) is str and len(kind) < 32, f"{brief(kind)} as a device")
-    return _torch().device(kind) if index is None else _torch().device(kind, natural(index))
+    if index is None:
+        return _torch().device(kind)
+    return _torch().device(kind, _device_index(index))
 
 
 @builds("torch.serialization _get_layout")

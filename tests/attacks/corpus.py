@@ -47,7 +47,7 @@ EXTENSION_CODES = {
 CANARY_MODULE = "genesis_canary"
 """What an attack leaves in ``sys.modules`` that has no command to run."""
 
-NOT_LISTED = "a global is not on the list"
+NOT_LISTED = "a global that is not on the list"
 NOT_ALLOWED = "opcode .* is not allowed"
 HUGE = 2**62
 
@@ -112,7 +112,7 @@ def _calls(run: str) -> Named:
     yield "REDUCE, dropped", Code(call(system, run) + b"0N")
     yield "REDUCE, only memoized", Code(call(system, run) + b"\x940N")
     yield "INST", Code(b"(" + value(run) + b"ios\nsystem\n")
-    yield "OBJ", Code(b"(" + mapping + system + value([run]) + b"o") + value(()) + b"0" + b"0N"
+    yield "OBJ", call(to_list, Code(b"(" + mapping + system + value([run]) + b"o"))
     yield "NEWOBJ", call(to_list, new(mapping, system, [run]))
     yield "NEWOBJ_EX", call(to_list, Code(mapping + value((system, [run])) + value({}) + b"\x92"))
     yield "BUILD", call(build(partial, (system, (run,), {}, {})))
@@ -319,14 +319,14 @@ def _expansions() -> Named:
 def _depths() -> Named:
     """Nests that overflow the stack of whoever hashes, prints, copies or frees them."""
     ordered, default = name("collections", "OrderedDict"), name("collections", "defaultdict")
-    yield "lists", _nested(200_000, b"](", b"e")
-    yield "lists, one item each", _nested(200_000, b"]", b"a")
-    yield "tuples", _nested(200_000, b"", b"\x85")
-    yield "dicts", _nested(200_000, b"}N", b"s")
+    yield "lists", _nested(100_000, b"](", b"e")
+    yield "lists, one item each", _nested(100_000, b"]", b"a")
+    yield "tuples", _nested(100_000, b"", b"\x85")
+    yield "dicts", _nested(100_000, b"}N", b"s")
     make = ordered + b"\x94)\x940"
-    yield "OrderedDicts", Code(make + b"0" + _nested(200_000, b"h\x02h\x03RN", b"s"))
+    yield "OrderedDicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
     make = default + b"\x94)\x940"
-    yield "defaultdicts", Code(make + b"0" + _nested(200_000, b"h\x02h\x03RN", b"s"))
+    yield "defaultdicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
     attribute = b"}" + value("_metadata")
     make = ordered + b"\x94)\x940"
     yield "attributes", Code(make + b"0" + _nested(100_000, b"h\x02h\x03R" + attribute, b"sb"))

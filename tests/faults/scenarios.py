@@ -86,14 +86,12 @@ class Scenario(ABC):
     Attributes:
         before, after: what a reader sees before the save of version 2, and after it.
         between: what else it may see on the way.
-        last: what it sees after another save, of version 3.
         files: the names that are there after a save that met no fault.
-        durable: what it may see once the save was reported durable.
+        size: of the state, roughly, in bytes.
     """
 
     before = "1"
     after = "2"
-    last = "3"
     between: frozenset[str] = frozenset()
     files: frozenset[str] = frozenset({NAME})
     size = 24 * _KIB
@@ -154,15 +152,24 @@ class Scenario(ABC):
         except Exception as exc:
             return f"broken: {type(exc).__name__}: {exc}"
 
+    @property
+    def allowed(self) -> frozenset[str]:
+        """What a reader may see while version 2 is saved."""
+        return self.between | {self.before, self.after}
+
     def may_see(self, seen: str, done: int) -> bool:
         """Whether a reader may find this once so many saves, of versions 2 and 3, were reported
         durable and the next one may have begun."""
         versions = (self.before, "2", "3")
         return seen in versions[done : done + 2]
 
-    @property
-    def allowed(self) -> frozenset[str]:
-        return self.between | {self.before, self.after}
+    def next(self, seen: str) -> str:
+        """What a reader sees after a save of version 3, if it saw this before."""
+        return "3"
+
+    def names(self, seen: str) -> frozenset[str]:
+        """The names that stand in a folder where a reader sees this, and no others."""
+        return self.files - {NAME} if seen == "absent" else self.files
 
 
 class _Genesis(Scenario):
@@ -201,13 +208,28 @@ class Overwrite(_Genesis):
 class Large(_Genesis):
     """Large enough for direct writes, with a tail through the page cache."""
 
-    size = 5 << 20
+    size = 4200 * _KIB
 
 
 class Windows(_Genesis):
     """Written in several parts, on two threads."""
 
     size = 70 << 20
+
+
+class Owned(_Genesis):
+    """The file belongs to somebody else, who wants it to be seen by a group. Takes root."""
+
+    def prepare(self, folder: Path) -> None:
+        super().prepare(folder)
+        os.chown(self.path(folder), 12, 34)
+        self.path(folder).chmod(0o640)
+
+    def read(self, path: Path) -> State:
+        status = path.stat()
+        if status.st_mode & 0o7777 != 0o640:
+            raise ValueError(f"the mode became {status.st_mode:o}")
+        return super().read(path)
 
 
 class Symlink(_Genesis):
@@ -223,7 +245,7 @@ class Symlink(_Genesis):
         return folder / "latest.ckpt"
 
     def read(self, path: Path) -> State:
-        if not path.is_symlink():
+        if path.name != NAME and not path.is_symlink():
             raise ValueError("the symbolic link was replaced")
         return super().read(path)
 
@@ -251,7 +273,7 @@ class Deferred(_Genesis):
 class DeferredLarge(Deferred):
     """The same, large enough for direct writes."""
 
-    size = 5 << 20
+    size = 4200 * _KIB
 
 
 class Asyncio(_Genesis):
@@ -308,8 +330,6 @@ class Manager(_Genesis):
     before = "0,1"
     after = "1,2"
     between = frozenset({"0,1,2"})
-    last = "2,3"
-    files = frozenset({"epoch_000001.pth", "epoch_000002.pth"})
 
     def prepare(self, folder: Path) -> None:
         for version in (0, 1):
@@ -334,6 +354,13 @@ class Manager(_Genesis):
         epochs = seen.split(",")
         return all(map(str.isdigit, epochs)) and len(epochs) > 1 and str(1 + done) in epochs
 
+    def next(self, seen: str) -> str:
+        return ",".join([*filter(str.isdigit, seen.split(",")), "3"][-2:])
+
+    def names(self, seen: str) -> frozenset[str]:
+        epochs = filter(str.isdigit, seen.split(","))
+        return frozenset(f"epoch_{int(epoch):06d}.pth" for epoch in epochs)
+
     def read(self, path: Path) -> State:
         import genesis
 
@@ -352,17 +379,11 @@ def in_short(seen: str) -> str:
     return ": ".join(seen.split(": ")[:2])
 
 
-def names_after(scenario: Scenario, version: int) -> frozenset[str]:
-    """The names that are there after a save of `version` that met no fault."""
-    if isinstance(scenario, Manager):
-        return frozenset(f"epoch_{epoch:06d}.pth" for epoch in (version - 1, version))
-    return scenario.files
-
-
 _ALL: Sequence[Scenario] = (
     Fresh("fresh"),
     Overwrite("overwrite"),
     Symlink("symlink"),
+    Owned("owned"),
     Large("large"),
     Windows("windows"),
     Background("background"),

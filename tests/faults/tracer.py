@@ -26,82 +26,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from . import ptrace
+from .calls import EVERYWHERE, OPENS, SHAPES, WRITES, Shape
+
 START, STOP = 0x5EED0000, 0x5EED0001
 """Descriptors that a traced process "closes" to say that what is to be watched begins and ends."""
 _MARKS = range(0x5EED0000, 0x5EEE0000)
 
-_CONT, _GETREGS, _SETREGS, _DETACH, _SYSCALL = 7, 12, 13, 17, 24
-_SEIZE, _INTERRUPT, _LISTEN, _SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
-_OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100000  # good syscall stops, children, exec, exit-kill
-_WALL = 0x40000000
-_EVENT_STOP, _EVENT_EXEC = 128, 4
-_RAX, _ORIG_RAX = 10, 15
-_ARGUMENT_REGISTERS = (14, 13, 12, 7, 9, 8)
 _AT_FDCWD = -100
 _BYTES_KEPT = 1 << 26
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.restype = ctypes.c_long
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Where a system call keeps what it works on: indexes of its arguments."""
-
-    name: str
-    fds: tuple[int, ...] = ()
-    paths: tuple[tuple[int | None, int], ...] = ()
-    """Pairs of the descriptor a path is relative to (``None``: the working directory) and the path
-    itself."""
-
-
-def _shapes() -> dict[int, Shape]:
-    """Every call of x86-64 Linux that names a file."""
-    on_fd = {
-        "read": 0, "write": 1, "close": 3, "fstat": 5, "lseek": 8, "ioctl": 16, "pread64": 17,
-        "pwrite64": 18, "readv": 19, "writev": 20, "dup": 32, "dup2": 33, "fcntl": 72, "flock": 73,
-        "fsync": 74, "fdatasync": 75, "ftruncate": 77, "getdents": 78, "fchdir": 81, "fchmod": 91,
-        "fchown": 93, "fstatfs": 138, "fsetxattr": 190, "fgetxattr": 193, "flistxattr": 196,
-        "fremovexattr": 199, "getdents64": 217, "fadvise64": 221, "sync_file_range": 277,
-        "fallocate": 285, "dup3": 292, "preadv": 295, "pwritev": 296, "syncfs": 306,
-        "preadv2": 327, "pwritev2": 328,
-    }  # fmt: skip
-    on_path = {
-        "open": 2, "stat": 4, "lstat": 6, "access": 21, "truncate": 76, "mkdir": 83, "rmdir": 84,
-        "creat": 85, "unlink": 87, "readlink": 89, "chmod": 90, "chown": 92, "lchown": 94,
-        "utime": 132, "mknod": 133, "statfs": 137, "setxattr": 188, "lsetxattr": 189,
-        "getxattr": 191, "lgetxattr": 192, "listxattr": 194, "llistxattr": 195, "removexattr": 197,
-        "lremovexattr": 198, "utimes": 235, "chdir": 80,
-    }  # fmt: skip
-    on_fd_and_path = {
-        "openat": 257, "mkdirat": 258, "mknodat": 259, "fchownat": 260, "newfstatat": 262,
-        "unlinkat": 263, "readlinkat": 267, "fchmodat": 268, "faccessat": 269, "utimensat": 280,
-        "statx": 332, "openat2": 437, "faccessat2": 439, "fchmodat2": 452,
-    }  # fmt: skip
-    on_two_paths = {"rename": 82, "link": 86}
-    on_two_fds_and_paths = {"renameat": 264, "linkat": 265, "renameat2": 316}
-    shapes = {number: Shape(name, (0,)) for name, number in on_fd.items()}
-    shapes |= {number: Shape(name, (), ((None, 0),)) for name, number in on_path.items()}
-    shapes |= {number: Shape(name, (), ((0, 1),)) for name, number in on_fd_and_path.items()}
-    shapes |= {n: Shape(name, (), ((None, 0), (None, 1))) for name, n in on_two_paths.items()}
-    shapes |= {n: Shape(name, (), ((0, 1), (2, 3))) for name, n in on_two_fds_and_paths.items()}
-    shapes[9] = Shape("mmap", (4,))
-    shapes[40] = Shape("sendfile", (0, 1))
-    shapes[275] = Shape("splice", (0, 2))
-    shapes[326] = Shape("copy_file_range", (0, 2))
-    shapes[88] = Shape("symlink", (), ((None, 1),))
-    shapes[266] = Shape("symlinkat", (), ((1, 2),))
-    shapes[162] = Shape("sync")
-    shapes[425] = Shape("io_uring_setup")
-    return shapes
-
-
-SHAPES = _shapes()
-_EVERYWHERE = {"sync", "io_uring_setup"}
-WRITES = {"write": 2, "pwrite64": 2, "writev": 2, "pwritev": 2, "pwritev2": 2}
-"""The calls that write bytes, and which argument says how many (for the vectored ones, how many
-buffers)."""
 
 
 @dataclass(slots=True)
@@ -248,7 +181,7 @@ def _child(body: Callable[[], None]) -> Iterator[tuple[int, Callable[[], None]]]
             os.kill(pid, signal.SIGKILL)
         with suppress(ChildProcessError):
             while True:
-                os.waitpid(-1, _WALL)
+                os.waitpid(-1, ptrace.WALL)
 
 
 def run_and_exit(body: Callable[[], None]) -> NoReturn:
@@ -286,19 +219,11 @@ def _deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _ptrace(request: int, tid: int, address: int = 0, data: object = 0) -> int:
-    result: int = _libc.ptrace(request, tid, address, data)
-    if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
-    return result
-
-
 def _attach(pid: int) -> None:
-    _ptrace(_SEIZE, pid, 0, _OPTIONS)
-    _ptrace(_INTERRUPT, pid)
-    os.waitpid(pid, _WALL)
-    _ptrace(_SYSCALL, pid)
+    ptrace.request(ptrace.SEIZE, pid, 0, ptrace.OPTIONS)
+    ptrace.request(ptrace.INTERRUPT, pid)
+    os.waitpid(pid, ptrace.WALL)
+    ptrace.request(ptrace.SYSCALL, pid)
 
 
 class _Session:
@@ -312,7 +237,7 @@ class _Session:
         self._keep_data = keep_data
         self._trace = Trace()
         self._watching = False
-        self._resume = _SYSCALL
+        self._resume = ptrace.SYSCALL
         self._clock = 0
         self._running: dict[int, tuple[Call, Fault | None, list[int] | None]] = {}
         self._memory: dict[int, int] = {}
@@ -330,7 +255,7 @@ class _Session:
 
     def _step(self) -> bool:
         try:
-            tid, status = os.waitpid(-1, _WALL)
+            tid, status = os.waitpid(-1, ptrace.WALL)
         except ChildProcessError:
             return False
         if not os.WIFSTOPPED(status):
@@ -344,18 +269,18 @@ class _Session:
     def _stopped(self, tid: int, sig: int, event: int) -> None:
         if sig == signal.SIGTRAP | 0x80:
             self._at_call(tid)
-            _ptrace(self._resume, tid)
-        elif event == _EVENT_STOP and sig in (signal.SIGSTOP, signal.SIGTSTP):
-            _ptrace(_LISTEN, tid)
+            ptrace.request(self._resume, tid)
+        elif event == ptrace.EVENT_STOP and sig in (signal.SIGSTOP, signal.SIGTSTP):
+            ptrace.request(ptrace.LISTEN, tid)
         elif event:
-            if event == _EVENT_EXEC and (fd := self._memory.pop(tid, None)) is not None:
+            if event == ptrace.EVENT_EXEC and (fd := self._memory.pop(tid, None)) is not None:
                 os.close(fd)
-            _ptrace(self._resume, tid)
+            ptrace.request(self._resume, tid)
         else:
-            _ptrace(self._resume, tid, 0, sig)
+            ptrace.request(self._resume, tid, 0, sig)
 
     def _at_call(self, tid: int) -> None:
-        size = _ptrace(_SYSCALL_INFO, tid, len(self._info), ctypes.addressof(self._info))
+        size = ptrace.request(ptrace.SYSCALL_INFO, tid, len(self._info), ctypes.addressof(self._info))
         kind = self._info.raw[0]
         if kind == 1:
             number, *args = struct.unpack_from("<Q6q", self._info.raw, 24)
@@ -372,7 +297,7 @@ class _Session:
         if not self._watching:
             return
         paths = self._paths(tid, shape, args)
-        if shape.name not in _EVERYWHERE and not any(map(self._is_ours, paths)):
+        if shape.name not in EVERYWHERE and not any(map(self._is_ours, paths)):
             return
         call = Call(len(self._trace.calls) + 1, tid, self._group(tid), shape.name, args, paths)
         call.began = self._tick()
@@ -388,7 +313,7 @@ class _Session:
             self._watching = True
         elif number == STOP:
             self._watching = False
-            self._resume = _CONT  # the rest runs at full speed
+            self._resume = ptrace.CONT  # the rest runs at full speed
 
     def _tick(self) -> int:
         self._clock += 1
@@ -454,9 +379,9 @@ class _Session:
         elif fault.short:
             return self._shorten(tid, call, fault)
         elif not fault.late:
-            registers = _registers(tid)
-            registers[_ORIG_RAX] = (1 << 64) - 1
-            _set_registers(tid, registers)
+            registers = ptrace.registers(tid)
+            registers[ptrace.ORIG_RAX] = (1 << 64) - 1
+            ptrace.set_registers(tid, registers)
         call.fault = str(fault)
         return None
 
@@ -467,27 +392,27 @@ class _Session:
         half = count // 2 // 4096 * 4096 or count // 2
         if not half:
             return None
-        registers = _registers(tid)
+        registers = ptrace.registers(tid)
         before = list(registers)
-        registers[_ARGUMENT_REGISTERS[index]] = half
-        _set_registers(tid, registers)
+        registers[ptrace.ARGUMENT_REGISTERS[index]] = half
+        ptrace.set_registers(tid, registers)
         call.fault = str(fault)
         return before
 
     def _leave(self, tid: int, value: int) -> None:
         call, fault, before = self._running.pop(tid)
         if fault is not None and (fault.error or before is not None):
-            registers = _registers(tid)
+            registers = ptrace.registers(tid)
             if before is not None:
-                index = _ARGUMENT_REGISTERS[WRITES[call.name]]
+                index = ptrace.ARGUMENT_REGISTERS[WRITES[call.name]]
                 registers[index] = before[index]
             if fault.error:
                 value = -fault.error
-                registers[_RAX] = value % (1 << 64)
-            _set_registers(tid, registers)
+                registers[ptrace.RAX] = value % (1 << 64)
+            ptrace.set_registers(tid, registers)
         call.result = value
         call.ended = self._tick()
-        if call.name in ("open", "openat", "openat2", "creat") and value >= 0:
+        if call.name in OPENS and value >= 0:
             status = os.stat(f"/proc/{tid}/fd/{value}")
             call.identity = status.st_dev, status.st_ino
 
@@ -505,14 +430,3 @@ def signed(value: int) -> int:
     """The low 32 bits of a register as a C int."""
     low = value & 0xFFFFFFFF
     return low - (1 << 32) if low >= 1 << 31 else low
-
-
-def _registers(tid: int) -> list[int]:
-    buffer = ctypes.create_string_buffer(27 * 8)
-    _ptrace(_GETREGS, tid, 0, ctypes.addressof(buffer))
-    return list(struct.unpack("<27Q", buffer.raw))
-
-
-def _set_registers(tid: int, registers: list[int]) -> None:
-    buffer = ctypes.create_string_buffer(struct.pack("<27Q", *registers), 27 * 8)
-    _ptrace(_SETREGS, tid, 0, ctypes.addressof(buffer))

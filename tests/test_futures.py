@@ -1,0 +1,161 @@
+"""`SaveFuture` wherever a `concurrent.futures.Future` is expected: callbacks, waiting, asyncio.
+
+It holds saves by the directory's lock and looks at no clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contention import DEADLINE, held, start_save
+
+import genesis
+from genesis import SaveFuture, SaveReport
+
+
+@pytest.fixture(autouse=True)
+def drained() -> Iterator[None]:
+    yield
+    genesis.flush(DEADLINE)
+
+
+def failing(folder: Path) -> SaveFuture:
+    folder.mkdir()
+    with held(folder):
+        save = start_save({"n": 1}, folder / "f")
+        shutil.rmtree(folder)
+    return save
+
+
+def test_it_is_a_future_of_the_standard_library(tmp_path: Path) -> None:
+    with held(tmp_path):
+        save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        assert isinstance(save, concurrent.futures.Future)
+        assert save.running()
+        assert not save.done()
+    assert save.exception(DEADLINE) is None
+    assert not save.running()
+
+
+def test_it_cannot_be_cancelled(tmp_path: Path) -> None:
+    with held(tmp_path):
+        save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        assert not save.cancel()
+        assert not save.cancelled()
+    assert save.result(DEADLINE).outcome == "durable"
+    assert genesis.load(tmp_path / "f") == {"n": 1}
+
+
+def test_result_and_exception_keep_to_their_timeout(tmp_path: Path) -> None:
+    with held(tmp_path):
+        save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        for ask in (save.result, save.exception):
+            with pytest.raises(TimeoutError, match=r"^$"):
+                ask(0)
+            with pytest.raises(TimeoutError, match=r"^$"):
+                ask(timeout=0.01)
+    assert save.result(timeout=DEADLINE).path == str(tmp_path / "f")
+
+
+def test_a_timeout_while_waiting_does_not_count_as_having_seen_a_failure(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    with held(folder):
+        save = start_save({"n": 1}, folder / "f")
+        with pytest.raises(TimeoutError, match=r"^$"):
+            save.result(0)
+        shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        genesis.flush(DEADLINE)
+    assert save.done()
+
+
+def test_wait_and_as_completed_take_it(tmp_path: Path) -> None:
+    saves = [genesis.save({"n": n}, tmp_path / f"f{n}", background=True) for n in range(4)]
+    assert concurrent.futures.wait(saves, DEADLINE).not_done == set()
+    found = {save.result().path for save in concurrent.futures.as_completed(saves, DEADLINE)}
+    assert found == {str(tmp_path / f"f{n}") for n in range(4)}
+
+
+def test_a_callback_sees_a_durable_file_a_cleared_dict_and_a_free_path(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    ended = threading.Event()
+    state = {"n": 1}
+
+    def look(save: concurrent.futures.Future[SaveReport]) -> None:
+        seen.append(save.result(0).outcome)
+        seen.append(genesis.load(tmp_path / "f"))
+        seen.append(dict(state))
+        seen.append(genesis.save({"n": 2}, tmp_path / "f", background=True, on_busy="skip"))
+        ended.set()
+
+    with held(tmp_path):
+        genesis.save(state, tmp_path / "f", background=True).add_done_callback(look)
+    assert ended.wait(DEADLINE)
+    assert seen[:3] == ["durable", {"n": 1}, {}]
+    assert seen[3].result(DEADLINE).outcome == "durable"
+
+
+def test_a_failing_callback_harms_no_other_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: object) -> None:
+        raise KeyError("of the callback")
+
+    with held(tmp_path):
+        first = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        first.add_done_callback(fail)
+        second = genesis.save({"n": 2}, tmp_path / "g", background=True)
+    assert [save.result(DEADLINE).outcome for save in (first, second)] == ["durable"] * 2
+    genesis.save({"n": 3}, tmp_path / "f", background=True).result(DEADLINE)
+    assert {record.name for record in caplog.records} == {"concurrent.futures"}
+
+
+def test_wait_captured_raises_what_made_the_save_fail_before_its_capture(tmp_path: Path) -> None:
+    save = failing(tmp_path / "d")
+    save.wait_captured(DEADLINE)  # captured first, failed later: the tensors may change
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        save.result(DEADLINE)
+
+
+def test_many_threads_may_wait_for_one_save(tmp_path: Path) -> None:
+    with concurrent.futures.ThreadPoolExecutor(6) as threads:
+        with held(tmp_path):
+            save = genesis.save({"n": 1}, tmp_path / "f", background=True, capture="deferred")
+            waits: list[Any] = [threads.submit(save.result, DEADLINE) for _ in range(3)]
+            waits += [threads.submit(save.wait_captured, DEADLINE) for _ in range(3)]
+        assert {wait.result(DEADLINE) for wait in waits} == {save.result(0), None}
+
+
+def test_asyncio_wrap_future_takes_it(tmp_path: Path) -> None:
+    async def main() -> SaveReport:
+        save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        return await asyncio.wrap_future(save)
+
+    assert asyncio.run(main()).outcome == "durable"
+
+
+def test_a_failure_seen_through_wrap_future_is_seen(tmp_path: Path) -> None:
+    async def main() -> None:
+        await asyncio.wrap_future(failing(tmp_path / "d"))
+
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        asyncio.run(main())
+    genesis.flush(DEADLINE)
+
+
+def test_a_future_that_is_dropped_at_once_is_saved_and_silent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    genesis.save({"n": 1}, tmp_path / "f", background=True)
+    genesis.flush(DEADLINE)
+    assert genesis.load(tmp_path / "f") == {"n": 1}
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
