@@ -267,17 +267,31 @@ def as_numpy(array: Any) -> Any:
 
 
 def snapshot(tree: Any) -> dict[str, Any]:
-    """A copy of every array, to compare a loaded state with."""
-    return {name: as_numpy(array).copy() for name, array in flat(tree).items()}
+    """A copy of every array, and of what callables answer, to compare a loaded state with."""
+    return {name: _value(leaf) for name, leaf in leaves(tree) if is_array(leaf) or _counts(leaf)}
 
 
 def differences(loaded: Any, expected: dict[str, Any]) -> list[str]:
-    """The names under which a loaded state lacks an array or has other values."""
+    """The names under which a loaded state lacks something or has other values."""
     import numpy as np
 
-    found = flat(loaded)
+    found = dict(leaves(loaded))
     return [
         name
-        for name, array in expected.items()
-        if name not in found or not np.array_equal(as_numpy(found[name]), array)
+        for name, value in expected.items()
+        if name not in found or not np.array_equal(_value(found[name]), value)
     ]
+
+
+def _counts(leaf: Any) -> bool:
+    return callable(leaf) or isinstance(leaf, Sample | defaultdict)
+
+
+def _value(leaf: Any) -> Any:
+    if is_array(leaf):
+        return as_numpy(leaf).copy()
+    if callable(leaf):
+        return leaf(3)
+    if isinstance(leaf, defaultdict):
+        return leaf["never seen"], dict(leaf)
+    return leaf.name, leaf.label, leaf.weights, leaf.parent.name if leaf.parent else None

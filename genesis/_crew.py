@@ -26,7 +26,7 @@ class Companion:
     def __init__(self, work: Work) -> None:
         self._work = work
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="genesis-companion", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="genesis-companion")
         try:
             self._thread.start()
         except RuntimeError:

@@ -47,7 +47,9 @@ class Pool(Executor):
         return future
 
     def _start(self) -> None:
-        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        # No daemon: the interpreter must not go down under a thread that is in torch's code, where
+        # being stopped aborts the process.
+        thread = threading.Thread(target=self._work, name=self._name)
         try:
             thread.start()
         except RuntimeError:  # the interpreter is going down, or the system has no thread left

@@ -124,7 +124,9 @@ class Reduced:
     """Pickles itself by a call with state, items and pairs."""
 
     def __init__(self, seed: int) -> None:
-        self.seed, self.items, self.pairs = seed, [], {}  # type: ignore[var-annotated]
+        self.seed, self.more = seed, 1
+        self.items: list[Any] = []
+        self.pairs: dict[str, Any] = {}
 
     def append(self, item: Any) -> None:
         self.items.append(item)
@@ -136,7 +138,7 @@ class Reduced:
         self.pairs[key] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reduced, (self.seed,), {"more": 1}, iter([1, 2]), iter([("k", 3)])
+        return Reduced, (self.seed,), {"more": self.more}, iter(self.items), iter(self.pairs.items())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.more = state["more"]
@@ -160,14 +162,6 @@ class Net(nn.Module):
 
 def function(x: int, *, by: int = 2) -> int:
     return x * by
-
-
-def wrapped() -> Callable[[int], int]:
-    @functools.wraps(function)
-    def inner(x: int) -> int:
-        return function(x) + 1
-
-    return inner
 
 
 def _shared() -> Any:
@@ -205,6 +199,24 @@ def _trained() -> Any:
     return net.state_dict(), optimizer.state_dict(), scheduler.state_dict()
 
 
+def _with_attribute(thing: Any) -> Any:
+    thing.kept = [1]
+    return thing
+
+
+def _reduced() -> Any:
+    made = Reduced(3)
+    made.more, made.items, made.pairs = 2, [1, 2], {"k": [3]}
+    return made
+
+
+def _deep(levels: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(levels):
+        inner = [inner]
+    return inner
+
+
 def _numbers() -> Any:
     floats = [0.0, -0.0, 1e308, 5e-324, float("inf"), float("nan"), 0.1]
     integers = [0, -1, 255, 256, 65536, 2**31, -(2**31), 2**63, -(2**63) - 1, 1 << 5000]
@@ -238,18 +250,18 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "cycles": _cycles,
     "long list": lambda: list(range(3000)),
     "large dict": lambda: {str(n): n for n in range(3000)},
-    "deep": lambda: functools.reduce(lambda inner, _: [inner], range(100), []),  # type: ignore
+    "deep": lambda: _deep(100),
     "enums": lambda: [Color.RED, Color.BLUE, Flags.READ | Flags.WRITE, Level.LOW, {Color.RED: 1}],
     "dataclasses": lambda: [Config(weights=torch.ones(2)), Frozen()],
     "named tuples": lambda: [Point(1, [2]), Pair(1, 2), Point(Pair(3, 4))],
     "slots": Slots,
     "instances": lambda: Node(a=Node(b=[Node()]), c=Concrete(), d=WithMeta()),
     "subclasses of containers": lambda: [_with_attribute(Named(a=1)), Items([1, 2])],
-    "reduce of five parts": lambda: Reduced(3),
+    "reduce of five parts": _reduced,
     "getstate": lambda: _with_attribute(Renamed()),
     "exceptions": lambda: [ValueError("a", 1), StateError(3, "why"), KeyError("k")],
     "classes": lambda: [Node, Meta, WithMeta, Color, int, dict, type(None), type(...)],
-    "functions": lambda: [function, len, operator.add, Node.make, [].append.__name__],
+    "functions": lambda: [function, len, operator.add, Node.make, np.add, torch.add],
     "methods": lambda: [(node := Node(a=1)), node.method, [3, 4].index],
     "partial": lambda: functools.partial(function, 3, by=5),
     "getters": lambda: [operator.itemgetter(1, 2), operator.attrgetter("a.b")],
@@ -280,21 +292,149 @@ PLAIN: dict[str, Callable[[], Any]] = {
 }
 """What the C pickler saves."""
 
-NEEDS_DILL: dict[str, Callable[[], Any]] = {
-    "lambda": lambda: lambda x, *, y=(1, 2): (x, y),
-    "closure": lambda: _counter([1]),
-    "closure over a tensor": lambda: _closure_over(torch.arange(3.0)),
-    "tensor inside and outside": lambda: _inside_and_outside(torch.arange(3.0)),
-    "array inside and outside": lambda: _inside_and_outside(np.arange(3.0)),
-    "nested function": wrapped,
-    "defaultdict of defaultdict": _nested_defaultdict if False else (lambda: _defaults()),
-    "lambda in a dataclass": lambda: Config(weights=lambda: None),
-    "local class": lambda: _local_class(),
-    "recursion": lambda: _factorial(),
-    "partial of a lambda": lambda: functools.partial(lambda a, b: a + b, 1),
-    "scheduler of a lambda": lambda: _scheduler(),
-    "hook": lambda: _hooked(),
-    "locks": threading.Lock,
-    "iterators": lambda: itertools.count(3),
+
+def _counter() -> Any:
+    count = 0
+
+    def add() -> int:
+        nonlocal count
+        count += 1
+        return count
+
+    def get() -> int:
+        return count
+
+    return add, get
+
+
+def _check_counter(functions: Any) -> None:
+    add, get = functions
+    assert (add(), add(), get()) == (1, 2, 2)
+
+
+def _factorial() -> Any:
+    def factorial(n: int) -> int:
+        return 1 if n < 2 else n * factorial(n - 1)
+
+    return factorial
+
+
+def _decorated() -> Any:
+    @functools.wraps(function)
+    def inner(x: int) -> int:
+        return function(x) + 1
+
+    return inner
+
+
+def _inside_and_outside(array: Any) -> Any:
+    return array, lambda: array
+
+
+def _check_inside_and_outside(pair: Any) -> None:
+    assert pair[0] is pair[1]()
+
+
+def _tied_inside() -> Any:
+    weight = torch.arange(6.0).reshape(2, 3)
+    return weight, lambda: weight.t()
+
+
+def _check_tied_inside(pair: Any) -> None:
+    pair[0][0, 2] = 9
+    assert pair[1]()[2, 0] == 9
+
+
+def _local_class() -> Any:
+    class Base:
+        def name(self) -> str:
+            return "base"
+
+    class Derived(Base):
+        def name(self) -> str:
+            return "derived from " + super().name()
+
+    return Derived(), Derived
+
+
+def _check_local_class(pair: Any) -> None:
+    assert pair[0].name() == "derived from base"
+    assert type(pair[0]) is pair[1]
+
+
+def _scheduler() -> Any:
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.5)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
+    weight.sum().backward()
+    optimizer.step()
+    scheduler.step()
+    return weight, optimizer, scheduler
+
+
+def _check_scheduler(parts: Any) -> None:
+    weight, optimizer, scheduler = parts
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert scheduler.optimizer is optimizer
+    assert optimizer.param_groups[0]["params"][0] is weight
+    assert scheduler.get_last_lr() == [0.25]
+    weight.sum().backward()
+    optimizer.step()
+    scheduler.step()
+    assert scheduler.get_last_lr() == [0.125]
+
+
+def _hooked() -> Any:
+    net = nn.Linear(2, 2)
+    net.register_forward_hook(lambda module, args, output: output * 0)
+    return net
+
+
+def _check_hooked(net: Any) -> None:
+    assert net(torch.ones(2)).tolist() == [0, 0]
+
+
+def _defaults() -> Any:
+    return collections.defaultdict(lambda: collections.defaultdict(lambda: [5]))
+
+
+def _check_defaults(table: Any) -> None:
+    assert table["a"]["b"] == [5]
+    assert list(table) == ["a"]
+
+
+def _is(expected: Any) -> Callable[[Any], None]:
+    def check(result: Any) -> None:
+        assert result == expected
+
+    return check
+
+
+def _calls(*arguments: Any, to: Any) -> Callable[[Any], None]:
+    def check(function: Any) -> None:
+        assert function(*arguments) == to
+
+    return check
+
+
+NEEDS_DILL: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "lambda": (lambda: lambda x, *, y=(1, 2): (x, y), _calls(3, to=(3, (1, 2)))),
+    "closures over one variable": (_counter, _check_counter),
+    "recursive function": (_factorial, _calls(5, to=120)),
+    "decorated function": (_decorated, _calls(5, to=11)),
+    "array in a closure": (lambda: _inside_and_outside(np.ones(2)), _check_inside_and_outside),
+    "tensor in a closure": (lambda: _inside_and_outside(torch.ones(2)), _check_inside_and_outside),
+    "tied tensor in a closure": (_tied_inside, _check_tied_inside),
+    "defaultdict of defaultdicts": (_defaults, _check_defaults),
+    "classes of a function": (_local_class, _check_local_class),
+    "partial of a lambda": (lambda: functools.partial(lambda a, b: a - b, 1), _calls(3, to=-2)),
+    "scheduler of a lambda": (_scheduler, _check_scheduler),
+    "forward hook": (_hooked, _check_hooked),
+    "lock": (threading.Lock, lambda lock: _is(True)(lock.acquire(blocking=False))),
+    "property": (lambda: property(lambda self: 5), lambda made: _is(5)(made.fget(None))),
+    "lru cache": (lambda: functools.lru_cache(lambda x: x + 1), _calls(1, to=2)),
+    "code": (lambda: (lambda: 1).__code__, lambda code: _is("<lambda>")(code.co_name)),
+    "read-only mapping": (lambda: types.MappingProxyType({1: 2}), lambda view: _is({1: 2})(view)),
 }
-"""What only dill saves."""
+"""What only dill saves, each with a check of what it does."""
+

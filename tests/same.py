@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-_LEAVES = (int, str, bytes, bool, type(None), types.BuiltinFunctionType, type, types.ModuleType)
+_LEAVES = (int, str, bytes, bool, type(None), types.ModuleType)
 
 
 def assert_same(one: Any, other: Any) -> None:
@@ -57,8 +57,10 @@ class _Walk:
     def _attributes(self, one: Any, other: Any, place: str) -> None:
         names = _attribute_names(one)
         _demand(names == _attribute_names(other), place, names, _attribute_names(other))
-        if not names:
+        if type(one).__eq__ is not object.__eq__ and not names:
             _demand(one == other, place, one, other)
+        elif isinstance(one, BaseException) or not names:
+            self.visit(one.__reduce_ex__(4), other.__reduce_ex__(4), f"{place}.__reduce__")
         for name in names:
             self.visit(getattr(one, name), getattr(other, name), f"{place}.{name}")
 
@@ -93,6 +95,13 @@ class _Walk:
         cells = [cell.cell_contents for cell in one.__closure__ or ()]
         others = [cell.cell_contents for cell in other.__closure__ or ()]
         self._sequence(cells, others, f"{place}.__closure__")
+
+    def _builtin(self, one: Any, other: Any, place: str) -> None:
+        if isinstance(one.__self__, types.ModuleType | type | None):
+            _demand(one is other or one == other, place, one, other)
+            return
+        _demand(one.__name__ == other.__name__, place, one, other)
+        self.visit(one.__self__, other.__self__, f"{place}.__self__")
 
     def _method(self, one: Any, other: Any, place: str) -> None:
         self.visit(one.__self__, other.__self__, f"{place}.__self__")
@@ -201,6 +210,7 @@ _COMPARERS: dict[Any, Callable[[_Walk, Any, Any, str], None]] = {
     (list, tuple, collections.deque): _Walk._sequence,
     (set, frozenset): _Walk._set,
     types.FunctionType: _Walk._function,
+    types.BuiltinFunctionType: _Walk._builtin,
     types.MethodType: _Walk._method,
     functools.partial: _Walk._partial,
 }

@@ -77,7 +77,9 @@ def attacks(canary: str) -> list[Attack]:
         *_all("calls", _calls(run), f"{NOT_LISTED}|{NOT_ALLOWED}", executes=True),
         *_all("gadgets", _gadgets(run, canary), NOT_LISTED, executes=True),
         *_all("names", _names(), NOT_LISTED),
-        *_all("listed names", _misused_names(), "is a tuple|stands in the place|a call of|argument"),
+        *_all(
+            "listed names", _misused_names(), "is a tuple|stands in the place|a call of|argument"
+        ),
         *_all("opcodes", _opcodes(), NOT_ALLOWED),
         *_malformed(),
         *_lies(),
@@ -120,7 +122,10 @@ def _calls(run: str) -> Named:
         extension = Code(bytes((opcode,)) + struct.pack(f"<{form}", code))
         yield f"EXT{struct.calcsize(form)}", call(extension, run)
     yield "SETITEM into sys.modules", Code(name("sys", "modules") + value(CANARY_MODULE) + b"Ns")
-    yield "SETITEMS into sys.modules", Code(name("sys", "modules") + b"(" + value(CANARY_MODULE) + b"Nu")
+    yield (
+        "SETITEMS into sys.modules",
+        Code(name("sys", "modules") + b"(" + value(CANARY_MODULE) + b"Nu"),
+    )
 
 
 def _gadgets(run: str, canary: str) -> Named:
@@ -150,12 +155,20 @@ def _gadgets(run: str, canary: str) -> Named:
     imported = call(name("importlib", "import_module"), "os")
     yield "getattr", call(call(getattr_, os_module, "system"), run)
     yield "import_module", call(call(getattr_, imported, "system"), run)
-    yield "__import__", call(call(getattr_, call(name("builtins", "__import__"), "os"), "system"), run)
+    yield (
+        "__import__",
+        call(call(getattr_, call(name("builtins", "__import__"), "os"), "system"), run),
+    )
     yield "attrgetter", call(call(call(name("operator", "attrgetter"), "system"), os_module), run)
     yield "methodcaller", call(call(name("operator", "methodcaller"), "system", run), os_module)
     yield "partial", call(call(name("functools", "partial"), name("os", "system"), run))
     yield "Path.touch", call(name("pathlib", "Path.touch"), call(name("pathlib", "Path"), canary))
-    yield "filter", call(name("builtins", "list"), call(name("builtins", "filter"), name("os", "system"), [run]))
+    yield (
+        "filter",
+        call(
+            name("builtins", "list"), call(name("builtins", "filter"), name("os", "system"), [run])
+        ),
+    )
 
 
 def _names() -> Named:
@@ -215,7 +228,7 @@ def _misused_names() -> Named:
 def _opcodes() -> Named:
     """What no pickler writes for plain data."""
     yield "DUP", Code(b"N2\x86")
-    yield "a bomb of DUPs", Code(b"N" + b"2\x86" * 100_000)
+    yield "a bomb of DUPs", Code(b"N" + b"2\x86" * 5_000)
     yield "PERSID", Code(b"Pwho\n")
     yield "BINPERSID", Code(b"NQ")
     yield "NEXT_BUFFER", Code(b"\x97")
@@ -319,17 +332,17 @@ def _expansions() -> Named:
 def _depths() -> Named:
     """Nests that overflow the stack of whoever hashes, prints, copies or frees them."""
     ordered, default = name("collections", "OrderedDict"), name("collections", "defaultdict")
-    yield "lists", _nested(100_000, b"](", b"e")
-    yield "lists, one item each", _nested(100_000, b"]", b"a")
+    yield "lists", _nested(50_000, b"](", b"e")
+    yield "lists, one item each", _nested(50_000, b"]", b"a")
     yield "tuples", _nested(100_000, b"", b"\x85")
-    yield "dicts", _nested(100_000, b"}N", b"s")
+    yield "dicts", _nested(50_000, b"}N", b"s")
     make = ordered + b"\x94)\x940"
-    yield "OrderedDicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
+    yield "OrderedDicts", Code(make + b"0" + _nested(50_000, b"h\x02h\x03RN", b"s"))
     make = default + b"\x94)\x940"
-    yield "defaultdicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
+    yield "defaultdicts", Code(make + b"0" + _nested(150_000, b"h\x02h\x03RN", b"s"))
     attribute = b"}" + value("_metadata")
     make = ordered + b"\x94)\x940"
-    yield "attributes", Code(make + b"0" + _nested(100_000, b"h\x02h\x03R" + attribute, b"sb"))
+    yield "attributes", Code(make + b"0" + _nested(50_000, b"h\x02h\x03R" + attribute, b"sb"))
     # Built from the inside: the walk from the outside meets every list at a depth of two.
     inside_out = b"](]\x94" + b"".join(
         b"](j" + struct.pack("<I", index) + b"e\x94" for index in range(2, 3000)
@@ -339,7 +352,7 @@ def _depths() -> Named:
 
 def _copies() -> Named:
     """Copies of one large thing, at a few bytes of the file each."""
-    many = 100_000
+    many = 20_000
     for what, make, argument in (
         ("sets", name("builtins", "set"), value(list(range(50_000)))),
         ("frozensets", name("builtins", "frozenset"), value(list(range(50_000)))),
@@ -356,7 +369,12 @@ def _copies() -> Named:
 
 def colliding_tuples(count: int) -> list[tuple[int, int]]:
     """Pairs of integers that CPython gives one hash: its tuple hash, run backwards."""
-    mask, prime_1, prime_2, prime_5 = 2**64 - 1, 11400714785074694791, 14029467366897019727, 2870177450012600261
+    mask, prime_1, prime_2, prime_5 = (
+        2**64 - 1,
+        11400714785074694791,
+        14029467366897019727,
+        2870177450012600261,
+    )
     inverse = pow(prime_2, -1, 2**64)
     pairs: list[tuple[int, int]] = []
     first = 0
@@ -373,10 +391,10 @@ def colliding_tuples(count: int) -> list[tuple[int, int]]:
 
 def _keys() -> Named:
     """Keys that cannot be hashed, crash when they are, or are all alike."""
-    deep = _nested(100_000, b"", b"\x85")
+    deep = _nested(300_000, b"", b"\x85")
     same = [number * (2**61 - 1) for number in range(5000)]
     pairs = [value(pair) for pair in colliding_tuples(2000)]
-    large = value(1 << 8_000_000)
+    large = value(1 << 4_000_000)
     yield "a deep tuple", dictionary((deep, 1))
     yield "a deep tuple in a set", Code(b"\x8f(" + deep + b"\x90")
     yield "a deep tuple in a frozenset", Code(b"(" + deep + b"\x91")
@@ -390,17 +408,17 @@ def _keys() -> Named:
     yield "the dict itself", Code(b"}\x94h\x02Ns")
     yield "a tuple of the dict itself", Code(b"}\x94h\x02\x85Ns")
     yield "integers of one hash", dictionary(*((number, 1) for number in same))
-    yield "integers of one hash, one by one", Code(
-        b"}" + b"".join(value(number) + b"Ns" for number in same)
+    yield (
+        "integers of one hash, one by one",
+        Code(b"}" + b"".join(value(number) + b"Ns" for number in same)),
     )
     yield "integers of one hash in a set", value(set(same))
     yield "integers of one hash in a frozenset", Code(b"(" + b"".join(map(value, same)) + b"\x91")
     yield "pairs of one hash", dictionary(*((pair, 1) for pair in pairs))
-    yield "a huge integer, again and again", Code(
-        large + b"\x940}" + b"h\x02Ns" * 100_000
-    )
-    yield "a long tuple, again and again", Code(
-        value(tuple(range(100_000))) + b"\x940}" + b"h\x02Ns" * 100_000
+    yield "a huge integer, again and again", Code(large + b"\x940}" + b"h\x02Ns" * 20_000)
+    yield (
+        "a long tuple, again and again",
+        Code(value(tuple(range(100_000))) + b"\x940}" + b"h\x02Ns" * 20_000),
     )
     yield "in a Counter", call(name("collections", "Counter"), dictionary(*((k, 1) for k in same)))
 
@@ -416,8 +434,9 @@ def _states() -> Named:
     yield "a class", build(name("collections", "OrderedDict"), {"_metadata": {}})
     yield "a defaultdict", build(call(name("collections", "defaultdict")), {"default_factory": 1})
     yield "a tensor", build(floats(), {"_backward_hooks": {}})
-    yield "a parameter", build(
-        call(name("torch._utils", "_rebuild_parameter"), floats(), True, None), {"data": 1}
+    yield (
+        "a parameter",
+        build(call(name("torch._utils", "_rebuild_parameter"), floats(), True, None), {"data": 1}),
     )
     yield "an array", build(array((4,)), (1, (4,), dtype("<f4"), False, b""))
     yield "a dtype", build(dtype("<f4"), (3, "<", None, None, None, -1, -1, 63))
@@ -452,7 +471,17 @@ def _deep_structure(levels: int, width: int) -> Code:
 
 def _arrays() -> Named:
     """Arrays over memory that is not the file's, and dtypes that are pointers."""
-    for spec in ("O", "|O8", "f4,O", "(2,2)O", "<f4,<f4", "<U99999999999", "<V4294967296", "T16", ""):
+    for spec in (
+        "O",
+        "|O8",
+        "f4,O",
+        "(2,2)O",
+        "<f4,<f4",
+        "<U99999999999",
+        "<V4294967296",
+        "T16",
+        "",
+    ):
         yield f"dtype {spec!r}", dtype(spec)
     yield "dtype of a class", dtype(name("builtins", "int"))
     yield "dtype of a list", dtype([("a", "O")])
@@ -465,10 +494,14 @@ def _arrays() -> Named:
     yield "an item without end", _structure(["a"], [dtype("|u1")], [0], 1 << 80)
     yield "a field of a huge shape", _structure(["a"], [(dtype("|u1"), (1 << 40, 1 << 40))], [0], 1)
     yield "more names than fields", _structure(["a", "b"], [dtype("|u1")], [0], 2)
-    yield "a name that is no string", dtype(
-        {"names": [1], "formats": [dtype("|u1")], "offsets": [0], "itemsize": 1}, False
+    yield (
+        "a name that is no string",
+        dtype({"names": [1], "formats": [dtype("|u1")], "offsets": [0], "itemsize": 1}, False),
     )
-    yield "an unknown key", dtype({"names": [], "formats": [], "offsets": [], "itemsize": 1, "a": 1})
+    yield (
+        "an unknown key",
+        dtype({"names": [], "formats": [], "offsets": [], "itemsize": 1, "a": 1}),
+    )
     yield "deep structures", _deep_structure(5000, 1)
     yield "wide structures of wide structures", _deep_structure(12, 50)
     yield "too long", array((65,))
@@ -519,15 +552,23 @@ def _storages() -> Named:
     yield "a storage of negative length", storage(64, -64)
     yield "a storage beyond 64 bits", storage((1 << 64) - 64, 128)
     yield "a storage askew", storage(1, 64)
-    yield "a storage of floats", call(FROM_BUFFER, REGION, "little", 64, 0, name("torch", "float32"))
+    yield (
+        "a storage of floats",
+        call(FROM_BUFFER, REGION, "little", 64, 0, name("torch", "float32")),
+    )
     yield "a storage in another order", storage(0, 64, order="big")
     yield "a storage over bytes", storage(0, 64, region=bytes(64))
     yield "a storage by attribute", call(FROM_BUFFER, REGION, "little", 64, 0)
     yield "a storage of 4 TiB without data", call(name("torch", "UntypedStorage"), 1 << 42)
     yield "a storage of a list", call(name("torch.storage", "UntypedStorage"), [1, 2])
     yield "a typed storage over a list", typed([1])
-    yield "a typed storage of no dtype", call(
-        name("torch.multiprocessing.reductions", "rebuild_typed_storage"), storage(0, 64), "float32"
+    yield (
+        "a typed storage of no dtype",
+        call(
+            name("torch.multiprocessing.reductions", "rebuild_typed_storage"),
+            storage(0, 64),
+            "float32",
+        ),
     )
     cuda = name("torch.storage", "_StorageBase.cuda")
     yield "a list on a device", call(cuda, [1], 0)
@@ -564,37 +605,56 @@ def _views() -> Named:
     yield "a tensor with metadata of other names", floats(metadata={"__class__": True})
     yield "a tensor with metadata of other values", floats(metadata={"neg": [1]})
     yield "a conjugated tensor of floats", floats(metadata={"conj": True})
-    yield "a negated tensor of integers", tensor(
-        typed(storage(0, 64), "int64"), (8,), metadata={"neg": True}
+    yield (
+        "a negated tensor of integers",
+        tensor(typed(storage(0, 64), "int64"), (8,), metadata={"neg": True}),
     )
     yield "a tensor with a gradient of 1", floats(requires_grad=1)
-    yield "a tensor of integers with a gradient", tensor(
-        typed(storage(0, 64), "int64"), (8,), requires_grad=True
+    yield (
+        "a tensor of integers with a gradient",
+        tensor(typed(storage(0, 64), "int64"), (8,), requires_grad=True),
     )
 
 
 def _sparse_tensors() -> Named:
     # The region holds zeros, so every index is 0.
-    yield "sparse, indices beyond its size", sparse("sparse_coo", integers(1, 4), floats(), (0,), True)
-    yield "sparse, equal indices called coalesced", sparse(
-        "sparse_coo", integers(1, 4), floats(), (4,), True
+    yield (
+        "sparse, indices beyond its size",
+        sparse("sparse_coo", integers(1, 4), floats(), (0,), True),
     )
-    yield "sparse, fewer values than indices", sparse(
-        "sparse_coo", integers(1, 4), floats((3,)), (4,), False
+    yield (
+        "sparse, equal indices called coalesced",
+        sparse("sparse_coo", integers(1, 4), floats(), (4,), True),
     )
-    yield "sparse, a product beyond 64 bits", sparse(
-        "sparse_coo", integers(2, 4), floats(), (HUGE, HUGE), False
+    yield (
+        "sparse, fewer values than indices",
+        sparse("sparse_coo", integers(1, 4), floats((3,)), (4,), False),
     )
-    yield "sparse, rows that do not add up", sparse(
-        "sparse_csr", integers(3), integers(4), floats(), (2, 2)
+    yield (
+        "sparse, a product beyond 64 bits",
+        sparse("sparse_coo", integers(2, 4), floats(), (HUGE, HUGE), False),
+    )
+    yield (
+        "sparse, rows that do not add up",
+        sparse("sparse_csr", integers(3), integers(4), floats(), (2, 2)),
     )
     yield "sparse, of lists", sparse("sparse_coo", [[0]], [1.0], (4,), True)
     yield "sparse, of no parts", sparse("sparse_coo")
     yield "sparse, of a layout that is not", sparse("strided", floats(), floats(), (4,))
     endless = tensor(typed(storage(0, 64), "int64"), (1, 1 << 40), (0, 0))
-    yield "sparse, endless indices", sparse("sparse_coo", endless, floats((1 << 40,), (0,)), (1,), False)
-    yield "sparse, of sparse indices", sparse(
-        "sparse_coo", sparse("sparse_coo", integers(1, 1), floats((1,)), (4,), True), floats(), (4,), True
+    yield (
+        "sparse, endless indices",
+        sparse("sparse_coo", endless, floats((1 << 40,), (0,)), (1,), False),
+    )
+    yield (
+        "sparse, of sparse indices",
+        sparse(
+            "sparse_coo",
+            sparse("sparse_coo", integers(1, 1), floats((1,)), (4,), True),
+            floats(),
+            (4,),
+            True,
+        ),
     )
 
 

@@ -1,6 +1,6 @@
 """Runs the hostile corpus under a limit of memory, in a process of its own, and prints JSON.
 
-``python -m attacks.runner READER FOLDER``: a reader of genesis, or ``pickle`` for the proof that
+``python -m attacks.runner FOLDER READER...``: readers of genesis, or ``pickle`` for the proof that
 the corpus is alive.
 """
 
@@ -17,13 +17,13 @@ from typing import Any
 
 import dill  # noqa: F401  the limit counts from what all of these take
 import numpy  # noqa: F401
-import torch
+import torch  # noqa: F401
 
 import genesis
 from genesis import GenesisError, _restricted
 
 from .assembler import floats, stream
-from .corpus import CANARY_MODULE, DATA_SIZE, EXTENSION_CODES, attacks
+from .corpus import CANARY_MODULE, DATA_SIZE, EXTENSION_CODES, Attack, attacks
 from .files import genesis_file
 
 HEADROOM = 512 << 20
@@ -59,7 +59,7 @@ def _load_foreign_file(skeleton: bytes, path: Path) -> object:
 
 READERS: dict[str, Callable[[bytes, Path], object]] = {
     "load": _load,
-    "foreign": _load_foreign,
+    "load without region": _load_foreign,
     "outline": _outline,
     "file": _load_file,
     "foreign file": _load_foreign_file,
@@ -67,21 +67,23 @@ READERS: dict[str, Callable[[bytes, Path], object]] = {
 }
 
 
-def main(reader: str, folder: str) -> None:
-    read, canary, path = READERS[reader], Path(folder, "canary"), Path(folder, "hostile")
+def main(folder: str, *readers: str) -> None:
     for code, named in EXTENSION_CODES.items():
         copyreg.add_extension(*named, code)
-    _load(stream(floats()), path)
-    torch.zeros(1)
+    path, canary = Path(folder, "hostile"), Path(folder, "canary")
+    _load_file(stream(floats()), path)
     _limit_memory()
+    corpus = attacks(str(canary))
+    json.dump({reader: _outcomes(reader, corpus, path, canary) for reader in readers}, sys.stdout)
+
+
+def _outcomes(reader: str, corpus: list[Attack], path: Path, canary: Path) -> dict[str, Any]:
     outcomes = {}
-    for attack in attacks(str(canary)):
-        if reader == "pickle" and not attack.executes:
-            continue
-        print(attack.name, file=sys.stderr, flush=True)
-        outcomes[attack.name] = _outcome(lambda: read(attack.skeleton, path))
-        outcomes[attack.name]["ran"] = _ran(canary)
-    json.dump(outcomes, sys.stdout)
+    for attack in corpus:
+        if attack.executes or reader != "pickle":
+            print(f"{reader}: {attack.name}", file=sys.stderr, flush=True)
+            outcomes[attack.name] = _outcome(reader, attack, path) | {"ran": _ran(canary)}
+    return outcomes
 
 
 def _limit_memory() -> None:
@@ -91,9 +93,9 @@ def _limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (taken + HEADROOM,) * 2)
 
 
-def _outcome(read: Callable[[], object]) -> dict[str, Any]:
+def _outcome(reader: str, attack: Attack, path: Path) -> dict[str, Any]:
     try:
-        found = read()
+        found = READERS[reader](attack.skeleton, path)
     except Exception as exc:
         return {
             "error": type(exc).__name__,

@@ -1,28 +1,23 @@
 """Cut the power at every moment of a save, and load what every possible disk would hold.
 
 One save after another is recorded, call by call; `disk` says what a cut may leave at each moment;
-each such directory is made for real, and read. A process of its own, as `lab`
-(`python -m faults.powercut SCENARIO FOLDER [--without WHAT]`). It cuts no real power: what a device
-does with a sync that it has confirmed is beyond it.
+each such directory is made for real, and read. It cuts no real power: what a device does with a
+sync that it has confirmed is beyond it.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import tempfile
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from . import tracer
+from .bench import Bench, Result, isolated
 from .disk import Limits, PowerCuts, Recording, State, Sync, read_trace, snapshot
-from .lab import ENVIRONMENTS, Bench, isolated
-from .scenarios import Scenario, find, in_short
+from .scenarios import Scenario, in_short
 from .tracer import Call, Fault
 
 DURABLE = 0x5EED0100
@@ -34,35 +29,21 @@ _ENOUGH = 20
 """Failures that prove a flaw."""
 
 
-@dataclass(slots=True)
-class Result:
-    """What the power cuts of one scenario left.
-
-    Attributes:
-        moments: cuts.
-        states: different disks, each loaded once for each set of outcomes that was allowed.
-        seen: what readers found.
-        backups: what stood under the name of the backup meanwhile.
-        failures: what must not happen.
-    """
-
-    scenario: str
-    kind: str
-    moments: int = 0
-    states: int = 0
-    next_saves: int = 0
-    seen: Counter[str] = field(default_factory=Counter)
-    backups: Counter[str] = field(default_factory=Counter)
-    failures: list[str] = field(default_factory=list)
-
-    def as_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
+def cuts(bench: Bench, flaws: list[str], *, thorough: bool = False) -> list[Result]:
+    """One result for each flaw, an empty one for the writer as it is."""
+    place = bench.place(1)
+    for entry in os.scandir(place):  # so that a mode which is lost is noticed
+        if not entry.is_symlink():
+            os.chmod(entry.path, 0o640)
+    recording = record(bench, place)
+    limits = Limits(1024, 60, 40, 4000) if thorough else Limits()
+    return [cut_everywhere(bench, FLAWS[flaw](recording), flaw, limits) for flaw in flaws]
 
 
-def record(scenario: Scenario, place: Path, environment: str = "") -> Recording:
+def record(bench: Bench, place: Path) -> Recording:
     """Save twice in a traced child, and keep what it did to the disk."""
+    scenario = bench.scenario
     before = snapshot(place)
-    refuse = ENVIRONMENTS[environment]
 
     def body() -> None:
         tracer.mark(tracer.START)
@@ -72,7 +53,7 @@ def record(scenario: Scenario, place: Path, environment: str = "") -> Recording:
         tracer.mark(tracer.STOP)
 
     def decide(call: Call) -> Fault | None:
-        return Fault(error=code) if (code := refuse(call)) else None
+        return Fault(error=code) if (code := bench.lacking(call)) else None
 
     trace = tracer.trace(body, str(place), decide, keep_data=True)
     if trace.status:
@@ -189,7 +170,7 @@ class _Reader:
 
     def read(self, state: State) -> tuple[str, str, str]:
         """What a reader sees, what it sees without the backup, and what the backup is."""
-        key = tuple(sorted((name, file.label) for name, file in state.items()))
+        key = label_of(state, for_readers=True)
         if key not in self._known:
             place, spare = self.make(state), self.folder / "spare"
             seen = self._scenario.see(place)
@@ -224,36 +205,44 @@ def _umask() -> int:
     return mask
 
 
-def cut_everywhere(
-    scenario: Scenario, recording: Recording, template: Path, kind: str, limits: Limits
-) -> Result:
+def cut_everywhere(bench: Bench, recording: Recording, flaw: str, limits: Limits) -> Result:
     """Read every disk that a cut may leave; save again on each that has other names in it."""
-    result = Result(scenario.name, kind)
-    reader = _Reader(scenario, recording, template)
+    scenario = bench.scenario
+    words = ["cut", bench.environment, f"without {flaw}" if flaw else ""]
+    result = Result(scenario.name, " ".join(filter(None, words)))
+    reader = _Reader(scenario, recording, bench.template)
     cuts = PowerCuts(recording, limits)
     judged: set[tuple[object, ...]] = set()
     tried: set[tuple[str, ...]] = set()
     try:
         for time in recording.times:
-            result.moments += 1
+            result.points += 1
             done = sum(at <= time for at in recording.durable)
             for state in cuts.states_at(time):
-                key = (done, *sorted((name, file.label) for name, file in state.items()))
+                key = (done, *label_of(state))
                 if key in judged:
                     continue
                 judged.add(key)
+                result.states += 1
                 _judge(result, scenario, reader, state, done, time)
-                if kind and len(result.failures) >= _ENOUGH:
+                if flaw and len(result.failures) >= _ENOUGH:
                     return result
-                names = tuple(sorted(state))
-                if names not in tried and not kind:
+                if not flaw and (names := tuple(sorted(state))) not in tried:
                     tried.add(names)
-                    _save_next(result, scenario, reader, state)
+                    _save_next(result, bench, reader, state)
     finally:
         reader.close()
-        result.states = len(judged)
-        result.next_saves = len(tried)
     return result
+
+
+def label_of(state: State, *, for_readers: bool = False) -> tuple[object, ...]:
+    """What tells a disk from others; for readers, what is in temporary files does not."""
+    return tuple(
+        sorted(
+            (name, () if for_readers and name.endswith(".tmp") else file.label)
+            for name, file in state.items()
+        )
+    )
 
 
 def _judge(
@@ -270,45 +259,18 @@ def _judge(
     result.failures += [f"{where}: {problem}" for problem in reader.wrong_modes(state)]
 
 
-def _save_next(result: Result, scenario: Scenario, reader: _Reader, state: State) -> None:
+def _save_next(result: Result, bench: Bench, reader: _Reader, state: State) -> None:
     """What a cut left must not keep the next save from working, nor outlast it."""
+    scenario = bench.scenario
     place = reader.make(state)
 
     def save() -> list[str]:
         scenario.save(place, scenario.states(4), 4)
-        return [scenario.see(place), *sorted(os.listdir(place))]
+        return [scenario.see(place), *os.listdir(place)]
 
     seen, *names = isolated(save)
-    litter = [name for name in names if ".genesis" in name]
+    where = f"{scenario.name}, after a cut that left {sorted(state)}"
     if "4" not in seen.split(",") or "broken" in seen:
-        result.failures.append(f"{sorted(state)}: after the next save a reader finds {seen!r}")
-    if litter:
-        result.failures.append(f"{sorted(state)}: the next save leaves {litter}")
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("scenario")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--without", action="append", choices=FLAWS, default=[])
-    parser.add_argument("--environment", default="", choices=ENVIRONMENTS)
-    parser.add_argument("--thorough", action="store_true")
-    options = parser.parse_args(arguments)
-    scenario = find(options.scenario)
-    scenario.warm()
-    bench = Bench(scenario, options.folder)
-    place = bench.place(1)
-    for entry in os.scandir(place):  # so that a mode which is lost is noticed
-        if not entry.is_symlink():
-            os.chmod(entry.path, 0o640)
-    recording = record(scenario, place, options.environment)
-    limits = Limits(1024, 60, 40, 4000) if options.thorough else Limits()
-    results = [
-        cut_everywhere(scenario, FLAWS[flaw](recording), bench.template, flaw, limits).as_json()
-        for flaw in options.without or [""]
-    ]
-    print(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+        result.failures.append(f"{where}: after the next save a reader finds {seen!r}")
+    if litter := bench.litter(names, scenario.names(seen)):
+        result.failures.append(f"{where}: the next save leaves {litter}")

@@ -14,7 +14,7 @@ SEIZE, INTERRUPT, LISTEN, SYSCALL_INFO = 0x4206, 0x4207, 0x4208, 0x420E
 OPTIONS = 0x1 | 0x2 | 0x4 | 0x8 | 0x10 | 0x100000  # good syscall stops, children, exec, exit-kill
 WALL = 0x40000000
 EVENT_STOP, EVENT_EXEC = 128, 4
-RAX, ORIGRAX = 10, 15
+RAX, ORIG_RAX = 10, 15
 ARGUMENT_REGISTERS = (14, 13, 12, 7, 9, 8)
 
 _libc = ctypes.CDLL(None, use_errno=True)

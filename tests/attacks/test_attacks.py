@@ -1,0 +1,178 @@
+"""The hostile corpus against every reader: nothing runs, each attack ends in an error by name.
+
+One process runs all of it, under a limit of memory: a crash, a hang or an allocation driven by the
+file fails every test here, and the last line of its output names the attack.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("numpy")
+
+from attacks.corpus import Attack, attacks  # noqa: E402
+from attacks.files import genesis_file  # noqa: E402
+
+import genesis  # noqa: E402
+
+_HANG = 900
+"""Seconds; the corpus takes less than a tenth of it."""
+
+_LEGITIMATE_ELSEWHERE = {"lies: BINPUT over the data region"}
+"""Attacks that need a data region, and are ordinary pickles where there is none."""
+
+Outcomes = dict[str, dict[str, Any]]
+
+
+def _run(folder: Path, *readers: str) -> dict[str, Outcomes]:
+    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "attacks.runner", str(folder), *readers],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=_HANG,
+        check=False,
+    )
+    assert done.returncode == 0, f"died of {done.returncode} at {done.stderr[-2000:]}"
+    found: dict[str, Outcomes] = json.loads(done.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Attack]:
+    return attacks(str(tmp_path_factory.mktemp("never") / "canary"))
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcomes]:
+    readers = "load", "load without region", "outline", "file", "foreign file"
+    return _run(tmp_path_factory.mktemp("attacks"), *readers)
+
+
+def test_corpus_is_alive(tmp_path: Path, corpus: list[Attack]) -> None:
+    """Each attack that claims to execute something does, when pickle itself reads it."""
+    found = _run(tmp_path, "pickle")["pickle"]
+
+    assert len(found) == sum(attack.executes for attack in corpus) > 30
+    assert [name for name, outcome in found.items() if not outcome["ran"]] == []
+
+
+def test_attacks_have_names_of_their_own(corpus: list[Attack]) -> None:
+    assert len({attack.name for attack in corpus}) == len(corpus) > 300
+
+
+@pytest.mark.parametrize(
+    "reader", ["load", "load without region", "outline", "file", "foreign file"]
+)
+def test_nothing_runs(outcomes: dict[str, Outcomes], reader: str) -> None:
+    assert [name for name, outcome in outcomes[reader].items() if outcome["ran"]] == []
+
+
+@pytest.mark.parametrize("reader", ["load", "file"])
+def test_each_attack_is_refused_by_name(outcomes: dict[str, Outcomes], reader: str) -> None:
+    assert [name for name, outcome in outcomes[reader].items() if not outcome.get("named")] == []
+
+
+@pytest.mark.parametrize("reader", ["load without region", "foreign file"])
+def test_each_attack_is_refused_where_there_is_no_region(
+    outcomes: dict[str, Outcomes], reader: str
+) -> None:
+    passed = {name for name, outcome in outcomes[reader].items() if not outcome.get("named")}
+
+    assert passed == _LEGITIMATE_ELSEWHERE
+
+
+def test_each_attack_is_refused_for_the_right_reason(
+    outcomes: dict[str, Outcomes], corpus: list[Attack]
+) -> None:
+    """Not, say, because memory ran out first."""
+    found = outcomes["load"]
+
+    for attack in corpus:
+        assert re.search(attack.match, found[attack.name]["message"]), attack.name
+    assert not [name for name, outcome in found.items() if "alloc" in outcome["message"]]
+
+
+def test_outline_gives_an_outline_or_a_named_error(outcomes: dict[str, Outcomes]) -> None:
+    errors = {outcome.get("error") for outcome in outcomes["outline"].values()}
+
+    assert errors == {None, "CorruptCheckpointError"}
+
+
+def test_outline_knows_the_bounds_of_arrays(
+    outcomes: dict[str, Outcomes], corpus: list[Attack]
+) -> None:
+    names = [
+        f"{kind} {what}"
+        for kind, thing in (("numpy:", ""), ("torch: a storage", ""), ("torch: a tensor", ""))
+        for what in ("too long", "too far", "before the start")
+    ]
+
+    found = outcomes["outline"]
+    assert {found[name].get("error") for name in names} == {"CorruptCheckpointError"}
+
+
+def _names_in_the_index(skeleton: bytes, data: bytes) -> bytes:
+    return genesis_file(skeleton, data, pickler="os.system")
+
+
+def _begins_before_the_prologue(skeleton: bytes, data: bytes) -> bytes:
+    return genesis_file(skeleton, data, skeleton_offset=64)
+
+
+def _begins_in_the_data(skeleton: bytes, data: bytes) -> bytes:
+    return genesis_file(b"N.", skeleton, skeleton_offset=64)
+
+
+def _begins_after_an_opcode(skeleton: bytes, data: bytes) -> bytes:
+    honest = genesis_file(b"", data)
+    start = int.from_bytes(honest[-40:-32], "little")
+    return genesis_file(b"N0" + skeleton, data, skeleton_offset=start + 2)
+
+
+def _ends_early(skeleton: bytes, data: bytes) -> bytes:
+    honest = genesis_file(b"N.", data)
+    size = int.from_bytes(honest[-48:-40], "little")
+    return genesis_file(b"N." + skeleton, data, stream_size=size)
+
+
+def _says_dill(skeleton: bytes, data: bytes) -> bytes:
+    return genesis_file(skeleton, data, pickler="dill")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _names_in_the_index,
+        _begins_before_the_prologue,
+        _begins_in_the_data,
+        _begins_after_an_opcode,
+        _ends_early,
+        _says_dill,
+    ],
+)
+def test_a_trailer_that_disagrees_with_the_stream_runs_nothing(
+    tmp_path: Path, make: Callable[[bytes, bytes], bytes]
+) -> None:
+    canary = tmp_path / "canary"
+    hostile = next(each for each in attacks(str(canary)) if each.executes).skeleton
+    path = tmp_path / "checkpoint"
+    path.write_bytes(make(hostile, bytes(64)))
+
+    sound, _message = genesis.validate_checkpoint(path)
+    with pytest.raises(genesis.CorruptCheckpointError, match="checkpoint"):
+        genesis.load(path, weights_only=True)
+
+    assert not sound
+    assert not canary.exists()

@@ -1,0 +1,259 @@
+"""Faults that the kernel makes itself: a full disk, a limit, a directory that takes no files.
+
+Nothing is injected here. Mounts are made in a mount namespace of this process's own, so that they
+end with it, whatever happens; where that is not permitted, `UnavailableError` says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import resource
+import shutil
+import stat
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+from .bench import Bench, Result, isolated
+from .errors import Nothing, look_around
+from .judge import Report, judge_failure, judge_success
+from .scenarios import Scenario
+from .tracer import Trace
+
+_PAGE = 4096
+_NEWNS, _NEWUSER = 0x20000, 0x10000000
+_READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_NOBODY = 65534
+
+
+class UnavailableError(Exception):
+    """This machine does not let us make the fault."""
+
+
+class _Case:
+    """One run: what to do to a place before the save, and what undoes it."""
+
+    def __init__(self, disturb: Callable[[Path], None], relieve: Callable[[Path], None]) -> None:
+        self.disturb = disturb
+        self.relieve = relieve
+
+
+def _go(bench: Bench, result: Result, number: int, case: _Case, *codes: int) -> bool:
+    """Save under a fault that may hit or not; ``True`` where it did."""
+    place = bench.place(number)
+
+    def body() -> dict[str, object]:
+        report = look_around(
+            bench.scenario, place, lambda: case.disturb(place), lambda: case.relieve(place)
+        )
+        return asdict(report)
+
+    report = Report(**isolated(body))
+    nothing = Trace()
+    judge = judge_failure(bench, nothing, report, *codes) if report.error else judge_success(
+        bench, nothing, report
+    )
+    result.points += bool(report.error)
+    result.calls[report.kind or "success"] += 1
+    result.seen[report.seen] += 1
+    result.note(number, report.error or "success", judge)
+    bench.drop(place, judge)
+    return bool(report.error)
+
+
+def full_disk(scenario: Scenario, folder: Path) -> Result:
+    """A tmpfs of 8 MB with 0, 1, 2, ... pages left, until the save fits."""
+    result = Result(scenario.name, "full")
+    with _own_mounts():
+        _mount("tmpfs", folder, "tmpfs", 0, "size=8m")
+        bench = Bench(scenario, folder)
+        for pages in _growing(scenario.size // _PAGE):
+            case = _Case(lambda place, pages=pages: _fill(folder, pages), lambda place: _free(folder))
+            if not _go(bench, result, pages, case, errno.ENOSPC):
+                break
+    return result
+
+
+def _growing(expected: int) -> Iterator[int]:
+    """0, 1, 2, ... where a file takes few pages; few steps on the way where it takes many."""
+    yield from range(64) if expected < 64 else range(0, 4 * expected, expected // 5)
+
+
+def _fill(folder: Path, pages: int) -> None:
+    status = os.statvfs(folder)
+    room = status.f_bavail * status.f_frsize - pages * _PAGE
+    with open(folder / "ballast", "wb") as file:
+        if room > 0:
+            os.posix_fallocate(file.fileno(), 0, room)
+
+
+def _free(folder: Path) -> None:
+    (folder / "ballast").unlink()
+
+
+def file_size_limit(scenario: Scenario, folder: Path) -> Result:
+    """RLIMIT_FSIZE at every half sector up to the size of the file. Writes at it are short first."""
+    result = Result(scenario.name, "file-size")
+    bench = Bench(scenario, folder)
+    step = 256 if scenario.size < 1 << 20 else scenario.size // 9
+    for limit in range(0, 4 * scenario.size + 65536, step):
+        case = _limit(resource.RLIMIT_FSIZE, limit)
+        if not _go(bench, result, limit, case, errno.EFBIG):
+            break
+    return result
+
+
+def descriptor_limit(scenario: Scenario, folder: Path) -> Result:
+    """RLIMIT_NOFILE at what is open, and 1, 2, ... more, until the save finds enough."""
+    result = Result(scenario.name, "descriptors")
+    bench = Bench(scenario, folder)
+    for limit in range(3, 256):
+        case = _limit(resource.RLIMIT_NOFILE, limit)
+        if not _go(bench, result, limit, case, errno.EMFILE):
+            break
+    return result
+
+
+def _limit(kind: int, value: int) -> _Case:
+    """A soft limit: it can be lifted again."""
+    soft, hard = resource.getrlimit(kind)
+    return _Case(
+        lambda place: resource.setrlimit(kind, (value, hard)),
+        lambda place: resource.setrlimit(kind, (soft, hard)),
+    )
+
+
+def read_only_mount(scenario: Scenario, folder: Path) -> Result:
+    """The directory is mounted read-only meanwhile."""
+    result = Result(scenario.name, "read-only-mount")
+    with _own_mounts():
+        bench = Bench(scenario, folder)
+        case = _Case(_bind_read_only, _unmount)
+        if not _go(bench, result, 1, case, errno.EROFS):
+            result.note(1, "read-only", ["a save in a read-only directory reported success"])
+    return result
+
+
+def _bind_read_only(place: Path) -> None:
+    _mount(str(place), place, "", _BIND, "")
+    _mount(str(place), place, "", _BIND | _REMOUNT | _READ_ONLY, "")
+    os.chdir("/")
+
+
+def immutable_directory(scenario: Scenario, folder: Path) -> Result:
+    """The directory has the attribute `i`: nothing can be created or renamed in it, by anybody."""
+    probe = folder / "probe"
+    probe.mkdir(parents=True)
+    _set_immutable(probe, on=True)
+    _set_immutable(probe, on=False)
+    result = Result(scenario.name, "immutable")
+    bench = Bench(scenario, folder)
+    case = _Case(
+        lambda place: _set_immutable(place, on=True), lambda place: _set_immutable(place, on=False)
+    )
+    if not _go(bench, result, 1, case, errno.EPERM, errno.EACCES):
+        result.note(1, "immutable", ["a save in an immutable directory reported success"])
+    return result
+
+
+def _set_immutable(place: Path, *, on: bool) -> None:
+    program = shutil.which("chattr")
+    if program is None:
+        raise UnavailableError("chattr is not installed")
+    command = [program, "+i" if on else "-i", str(place)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UnavailableError(f"chattr: {done.stderr.strip()}")
+
+
+def no_permission(scenario: Scenario, folder: Path) -> Result:
+    """Somebody saves in a directory where they may not create files."""
+    result = Result(scenario.name, "no-permission")
+    # Away from the tests' own folder, which nobody else may enter.
+    with _open_folder() as public:
+        bench = Bench(scenario, public / "bench")
+        _imports_done(scenario, public / "warm")
+        case = _Case(_become_nobody, _become_root_again)
+        if not _go(bench, result, 1, case, errno.EACCES, errno.EPERM):
+            result.note(1, "no permission", ["a save without permission reported success"])
+    return result
+
+
+@contextmanager
+def _open_folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="genesis-faults-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def _imports_done(scenario: Scenario, folder: Path) -> None:
+    """Import all that a save needs, while the interpreter's files may be read."""
+    folder.mkdir()
+    scenario.prepare(folder)
+
+
+def _become_nobody(place: Path) -> None:
+    place.chmod(0o555)
+    if os.getuid() == 0:
+        for path in place.iterdir():
+            os.chown(path, _NOBODY, _NOBODY)
+        os.seteuid(_NOBODY)
+
+
+def _become_root_again(place: Path) -> None:
+    if os.getuid() == 0:
+        os.seteuid(0)
+    place.chmod(0o755)
+
+
+# --- mounts ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _own_mounts() -> Iterator[None]:
+    """Mounts from here on are seen by this process and its children only, and end with them."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    user, group = os.getuid(), os.getgid()
+    flags = _NEWNS if user == 0 else _NEWNS | _NEWUSER
+    if libc.unshare(flags) != 0:
+        code = ctypes.get_errno()
+        raise UnavailableError(f"no mount namespace of our own: {os.strerror(code)}")
+    if user != 0:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"0 {user} 1")
+        Path("/proc/self/gid_map").write_text(f"0 {group} 1")
+    _mount("none", Path("/"), "", _RECURSIVE | _PRIVATE, "")
+    yield
+
+
+def _mount(source: str, target: Path, kind: str, flags: int, options: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    target.mkdir(parents=True, exist_ok=True)
+    arguments = [os.fsencode(part) if part else None for part in (source, str(target), kind)]
+    if libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(options) or None) != 0:
+        code = ctypes.get_errno()
+        raise UnavailableError(f"mount on a directory of our own: {os.strerror(code)}")
+
+
+def _unmount(place: Path) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount(os.fsencode(place)) != 0:
+        raise OSError(ctypes.get_errno(), "umount")
+
+
+FAULTS: dict[str, Callable[[Scenario, Path], Result]] = {
+    "full": full_disk,
+    "file-size": file_size_limit,
+    "descriptors": descriptor_limit,
+    "read-only-mount": read_only_mount,
+    "immutable": immutable_directory,
+    "no-permission": no_permission,
+}

@@ -1,0 +1,396 @@
+"""The writer when it is interrupted, called from within itself, or forked, at the worst moments.
+
+What could hang runs in a process of its own, with a watchdog that says where it hung.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from contention import (
+    DEADLINE,
+    busy_writer,
+    default_budget,
+    descriptors,
+    exit_status,
+    fork,
+    held,
+    is_waited_for,
+    join_threads,
+    litter,
+    run,
+    start_save,
+    until,
+)
+
+import genesis
+
+WATCHDOG = "import faulthandler; faulthandler.dump_traceback_later(20, exit=True)\n"
+
+
+@pytest.fixture(autouse=True)
+def drained() -> Iterator[None]:
+    yield
+    genesis.flush(DEADLINE)
+
+
+class Acting:
+    """Does something in the middle of being pickled, which is in the middle of a save."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+
+    def __reduce__(self) -> Any:
+        self._act()
+        return int, (7,)
+
+
+def is_idle(path: Path) -> bool:
+    """Whether a save of this path would not have to wait for anything."""
+    save = genesis.save({"n": 0}, path, background=True, on_busy="skip")
+    return save.result(DEADLINE).outcome == "durable"
+
+
+# A save inside a save
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize("outer", [False, True])
+def test_a_save_of_another_path_from_inside_a_save(
+    tmp_path: Path, outer: bool, inner: bool
+) -> None:
+    def save() -> None:
+        genesis.save({"n": "inner"}, tmp_path / "inner", background=inner)
+
+    genesis.save({"x": Acting(save), "n": "outer"}, tmp_path / "outer", background=outer)
+    genesis.flush(DEADLINE)
+    assert genesis.load(tmp_path / "outer") == {"x": 7, "n": "outer"}
+    assert genesis.load(tmp_path / "inner") == {"n": "inner"}
+
+
+SAVES_ITS_OWN_PATH = """
+import sys, genesis
+outer, inner = (word == "background" for word in sys.argv[2:])
+class Acting:
+    def __reduce__(self):
+        try:
+            genesis.save({"n": "inner"}, sys.argv[1], background=inner)
+        except Exception as exc:
+            print("refused:", exc)
+        return int, (7,)
+genesis.save({"n": Acting()}, sys.argv[1], background=outer)
+genesis.flush()
+print(genesis.load(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("inner", ["plain", "background"])
+@pytest.mark.parametrize("outer", ["plain", "background"])
+def test_a_save_of_the_same_path_from_inside_a_save_does_not_hang(
+    tmp_path: Path, outer: str, inner: str
+) -> None:
+    status, output, errors = run(WATCHDOG + SAVES_ITS_OWN_PATH, tmp_path / "f", outer, inner)
+    assert status == 0, errors
+    assert output.splitlines()[-1] == "{'n': 7}"
+
+
+SAVES_IN_A_SIGNAL_HANDLER = """
+import os, signal, sys, genesis
+folder, name = sys.argv[1:]
+def preempted(*_):
+    try:
+        genesis.save({"n": "preempted"}, f"{folder}/{name}")
+    except Exception as exc:
+        print("refused:", exc)
+signal.signal(signal.SIGTERM, preempted)
+class Interrupted:
+    def __reduce__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return int, (7,)
+genesis.save({"n": Interrupted()}, f"{folder}/f")
+print(sorted(os.listdir(folder)))
+"""
+
+
+@pytest.mark.parametrize("name", ["f", "last"])
+def test_a_signal_handler_may_save_in_the_middle_of_a_save(tmp_path: Path, name: str) -> None:
+    """What a preempted job does in its last seconds."""
+    status, output, errors = run(WATCHDOG + SAVES_IN_A_SIGNAL_HANDLER, tmp_path, name)
+    assert status == 0, errors
+    assert output.splitlines()[-1] == str(sorted({"f", name}))
+
+
+SIGNALS_AT_RANDOM = """
+import faulthandler, os, random, signal, sys, time, genesis
+folder, kind = sys.argv[1:]
+random.seed(5)
+saved = 0
+def handler(*_):
+    global saved
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    genesis.save({"n": saved}, f"{folder}/handler", background=True)
+    saved += 1
+signal.signal(signal.SIGALRM, handler)
+end = time.monotonic() + 3
+interrupted = rounds = 0
+while time.monotonic() < end:
+    faulthandler.dump_traceback_later(10, exit=True)
+    rounds += 1
+    for number in range(20):
+        try:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-6, 4e-4))
+                genesis.save({"n": number}, f"{folder}/f{number % 2}", background=True)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+    genesis.flush(10)
+faulthandler.cancel_dump_traceback_later()
+for number in range(2):
+    genesis.save({"n": "end"}, f"{folder}/f{number}")
+print(rounds > 0, saved + interrupted > 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["interrupt", "save in the handler"])
+def test_signals_at_random_moments_leave_a_writer_that_works(tmp_path: Path, kind: str) -> None:
+    """As in a notebook, whose user stops a cell and runs the next."""
+    status, output, errors = run(SIGNALS_AT_RANDOM, tmp_path, kind)
+    assert status == 0, errors
+    assert output == "True True\n"
+    assert litter(tmp_path) == []
+    assert [genesis.load(tmp_path / f"f{n}") for n in range(2)] == [{"n": "end"}] * 2
+
+
+# Ctrl-C at chosen moments
+
+
+@pytest.fixture
+def main_thread() -> int:
+    assert threading.current_thread() is threading.main_thread()
+    return os.getpid()
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_interrupt_while_the_state_is_captured_withdraws_the_save(
+    tmp_path: Path, background: bool
+) -> None:
+    genesis.save({"n": "old"}, tmp_path / "f")
+    state = {"x": np.ones(1000), "y": Acting(lambda: signal.raise_signal(signal.SIGINT))}
+    before = descriptors()
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        genesis.save(state, tmp_path / "f", background=background)
+    assert set(state) == {"x", "y"}
+    assert genesis.load(tmp_path / "f") == {"n": "old"}
+    assert is_idle(tmp_path / "f")
+    join_threads()
+    assert descriptors() == before
+
+
+def test_an_interrupt_in_the_middle_of_a_synchronous_save_rolls_it_back(
+    tmp_path: Path, main_thread: int
+) -> None:
+    def interrupt() -> None:
+        until(lambda: is_waited_for(tmp_path))
+        os.kill(main_thread, signal.SIGINT)
+
+    genesis.save({"n": "old"}, tmp_path / "f")
+    state = {"n": "new"}
+    before = descriptors()
+    thread = threading.Thread(target=interrupt)
+    with held(tmp_path):
+        thread.start()
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            genesis.save(state, tmp_path / "f")
+    thread.join(DEADLINE)
+    assert state == {"n": "new"}
+    assert descriptors() == before
+    assert genesis.load(tmp_path / "f") == {"n": "old"}
+    assert litter(tmp_path) == []
+    assert is_idle(tmp_path / "f")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_an_interrupt_while_a_save_waits_for_its_turn_withdraws_it(
+    tmp_path: Path, main_thread: int, background: bool
+) -> None:
+    class Path_(os.PathLike[str]):
+        def __fspath__(self) -> str:
+            called.set()
+            return str(tmp_path / "f")
+
+    def interrupt() -> None:
+        called.wait(DEADLINE)
+        os.kill(main_thread, signal.SIGINT)
+
+    called = threading.Event()
+    thread = threading.Thread(target=interrupt)
+    with held(tmp_path):
+        first = start_save({"n": 1}, tmp_path / "f")
+        thread.start()
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            genesis.save({"n": 2}, Path_(), background=background)
+    thread.join(DEADLINE)
+    assert first.result(DEADLINE).outcome == "durable"
+    assert genesis.load(tmp_path / "f") == {"n": 1}
+    assert is_idle(tmp_path / "f")
+
+
+def test_an_interrupt_while_a_save_waits_for_memory_withdraws_it(
+    tmp_path: Path, main_thread: int
+) -> None:
+    def interrupt() -> None:
+        os.kill(main_thread, signal.SIGINT)
+
+    state = {"x": np.zeros(1 << 20, np.uint8), "y": Acting(lambda: thread.start())}
+    thread = threading.Thread(target=interrupt)
+    genesis.configure(max_pending_bytes=1 << 20)
+    try:
+        with busy_writer(tmp_path / "busy"):
+            first = genesis.save({"n": 1}, tmp_path / "f", background=True)
+            with pytest.raises(KeyboardInterrupt, match=r"^$"):
+                genesis.save(state, tmp_path / "g", background=True)
+        thread.join(DEADLINE)
+        assert first.result(DEADLINE).outcome == "durable"
+        assert is_idle(tmp_path / "g")
+        assert set(state) == {"x", "y"}
+    finally:
+        genesis.configure(max_pending_bytes=default_budget())
+
+
+def test_an_interrupt_while_waiting_for_a_result_ends_the_waiting_only(
+    tmp_path: Path, main_thread: int
+) -> None:
+    with held(tmp_path):
+        save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        thread = threading.Thread(target=os.kill, args=(main_thread, signal.SIGINT))
+        thread.start()
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            save.result(DEADLINE)
+    thread.join(DEADLINE)
+    assert save.result(DEADLINE).outcome == "durable"
+
+
+# Fork
+
+
+def in_child(check: Callable[[], bool]) -> int:
+    """Fork; the child's exit status is 0 where `check` holds there, 3 where it does not end."""
+    child = fork()
+    if child:
+        return exit_status(child)
+    status = 2
+    try:
+        signal.alarm(20)
+        status = 0 if check() else 1
+    finally:
+        os._exit(status)
+
+
+def test_a_forked_child_saves_on_its_own_while_the_parent_is_in_a_save(tmp_path: Path) -> None:
+    with held(tmp_path):
+        mine = start_save({"n": "parent"}, tmp_path / "f")
+        queued = genesis.save({"n": "queued"}, tmp_path / "g", background=True)
+        other = tmp_path / "child"
+        other.mkdir()
+
+        def check() -> bool:
+            saves = [genesis.save({"n": n}, other / f"f{n}", background=True) for n in range(5)]
+            genesis.flush(DEADLINE)
+            return all(save.done() for save in saves) and genesis.load(other / "f4") == {"n": 4}
+
+        assert in_child(check) == 0
+        assert not mine.done()
+    assert [save.result(DEADLINE).outcome for save in (mine, queued)] == ["durable"] * 2
+    assert len(os.listdir(other)) == 5
+
+
+def test_a_forked_child_may_save_the_path_that_its_parent_is_saving(tmp_path: Path) -> None:
+    with held(tmp_path) as hold:
+        start_save({"n": "parent"}, tmp_path / "f")
+
+        def check() -> bool:
+            hold.release()
+            save = genesis.save({"n": "child"}, tmp_path / "f", background=True, on_busy="skip")
+            return save.result(DEADLINE).outcome == "durable"
+
+        assert in_child(check) == 0
+    genesis.flush(DEADLINE)
+    assert genesis.load(tmp_path / "f")["n"] in ("parent", "child")
+    assert litter(tmp_path) == []
+
+
+def test_futures_of_the_parent_say_so_in_the_child(tmp_path: Path) -> None:
+    def refuses(wait: Callable[[], object]) -> bool:
+        try:
+            wait()
+        except RuntimeError as exc:
+            return "belongs to the process that submitted it" in str(exc)
+        return False
+
+    with busy_writer(tmp_path / "busy"):
+        saves = [
+            genesis.save({"n": 1}, tmp_path / "f", background=True),
+            genesis.save({"n": 1}, tmp_path / "g", background=True, capture="deferred"),
+        ]
+
+        def check() -> bool:
+            genesis.flush(0)
+            waits = [wait for save in saves for wait in (save.result, save.wait_captured)]
+            return all(refuses(wait) for wait in waits) and all(save.done() for save in saves)
+
+        assert in_child(check) == 0
+        assert not any(save.done() for save in saves)
+    assert [save.result(DEADLINE).outcome for save in saves] == ["durable"] * 2
+
+
+def test_futures_that_ended_before_the_fork_keep_their_result(tmp_path: Path) -> None:
+    save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+    save.result(DEADLINE)
+    assert in_child(lambda: save.result(0).outcome == "durable") == 0
+
+
+def test_forks_at_random_moments_leave_children_whose_futures_all_end(tmp_path: Path) -> None:
+    """
+    Race: 1. a writer thread takes a future off the list of pending ones; 2. fork; 3. the thread
+    would have resolved it, and is not there in the child.
+    """
+
+    def all_end(saves: list[genesis.SaveFuture]) -> bool:
+        for save in saves:
+            save.exception(DEADLINE)
+        genesis.flush(DEADLINE)
+        return True
+
+    statuses = []
+    for number in range(60):
+        saves = [
+            genesis.save({"n": number}, tmp_path / f"f{n}", background=True) for n in range(8)
+        ]
+        for save in saves[: number % 8]:
+            save.result(DEADLINE)
+        statuses.append(in_child(lambda saves=saves: all_end(saves)))
+        genesis.flush(DEADLINE)
+    assert statuses == [0] * 60
+
+
+def test_a_fork_inside_a_capture_leaves_both_sides_able_to_save(tmp_path: Path) -> None:
+    statuses: list[int] = []
+
+    def check() -> bool:
+        genesis.save({"n": "child"}, tmp_path / "child", background=True).result(DEADLINE)
+        return genesis.load(tmp_path / "child") == {"n": "child"}
+
+    state = {"x": Acting(lambda: statuses.append(in_child(check)))}
+    genesis.save(state, tmp_path / "f", background=True).result(DEADLINE)
+    assert statuses == [0]
+    assert is_idle(tmp_path / "f")
