@@ -123,7 +123,12 @@ class TorchSave(Peer):
 
         mapped = how in ("mapped", "partial")
         loaded = torch.load(path, mmap=mapped, weights_only=how == "restricted")
-        return loaded[probe[0]][probe[1]].clone() if how == "partial" else loaded
+        return _copied(loaded[probe[0]][probe[1]]) if how == "partial" else loaded
+
+
+def _copied(array: Any) -> Any:
+    """A copy of an array, so that a mapped one has been read."""
+    return array.clone() if hasattr(array, "clone") else array.copy()
 
 
 class TorchSaveFsync(TorchSave):
@@ -270,7 +275,7 @@ class Safetensors(Peer):
             return self._module.load_file(path)
         with safe_open(path, framework=self._framework) as file:
             tensor = file.get_tensor("/".join(probe))
-        return tensor.clone() if hasattr(tensor, "clone") else tensor
+        return _copied(tensor)
 
 
 # ------------------------------------------------------------------- torch.distributed.checkpoint
@@ -281,7 +286,6 @@ class Dcp(Peer):
     what = "torch.distributed.checkpoint.save, one rank"
     durable = "files"
     directory = True
-    kinds = TORCH
     hows = ("whole", "partial")
 
     def imports(self) -> None:
@@ -494,7 +498,6 @@ class TorchCheckpointing(Peer):
     background = True
     copies = False
     directory = True
-    kinds = TORCH
     needs = ("torch_checkpointing",)
     hows = ("whole", "partial")
     extra_copies = 2.0
@@ -556,10 +559,7 @@ class Genesis(Peer):
     def load(self, path: str, how: How, template: Any, probe: tuple[str, str]) -> Any:
         mapped = how in ("mapped", "partial")
         loaded = self._genesis.load(path, mmap=mapped, weights_only=how == "restricted")
-        if how != "partial":
-            return loaded
-        array = loaded[probe[0]][probe[1]]
-        return array.clone() if hasattr(array, "clone") else array.copy()
+        return _copied(loaded[probe[0]][probe[1]]) if how == "partial" else loaded
 
     def tear_down(self) -> None:
         self._genesis.flush()

@@ -41,8 +41,8 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=120, help="training steps (%(default)s)")
-    parser.add_argument("--every", type=int, default=10, help="steps per save (%(default)s)")
+    parser.add_argument("--steps", type=int, default=80, help="training steps (%(default)s)")
+    parser.add_argument("--every", type=int, default=8, help="steps per save (%(default)s)")
     parser.add_argument("--width", type=int, default=3200, help="of the model (%(default)s)")
     parser.add_argument("--worker", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

@@ -2,15 +2,15 @@
 
 The plain calls are here, their awaitable twins in `genesis.aio`.
 
-The modules, each importing only from lines above its own (tests/test_layers.py):
+The modules, each importing only from those that stand before it (tests/test_layers.py):
 
-    vocabulary        _version, _errors
-    bytes, objects    _format  _plan  _frameworks/  _pickling  _arena  _machine  _restricted
+    vocabulary        _version  _errors
+    bytes, objects    _format  _plan  _frameworks/  _pickling  _arena  _restricted/
     operating system  _fs  _locks  _atomic
     threads           _crew  _pool
     one operation     _foreign  _store
-    engine            _futures  _bridge  _writer
-    faces             _api  _retention  _manager  aio/  integrations/
+    engine            _bridge  _futures  _writer
+    faces             _api  _retention  _manager  aio/
 """
 
 from ._api import (

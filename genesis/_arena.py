@@ -58,7 +58,7 @@ class ArenaPool:
     def __init__(self, keep: int) -> None:
         self.keep = keep
         """How many arenas are kept while nobody uses them."""
-        self._lock = threading.Lock()  # guards _resting
+        self._lock = threading.RLock()  # guards _resting
         self._resting: list[Arena] = []
 
     @contextmanager
@@ -92,5 +92,5 @@ class ArenaPool:
 
     def reset_after_fork(self) -> None:
         """Start empty, in a forked child, where another thread may have held the lock."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._resting = []

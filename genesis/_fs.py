@@ -59,6 +59,22 @@ def _with_cure(exc: OSError, path: str, cure: str) -> OSError:
     return OSError(exc.errno, f"{os.strerror(exc.errno or 0)}: {cure}", path)
 
 
+_ours: set[int] = set()
+"""Descriptors that may hold a lock. A forked child closes its copies: with them it would keep the
+lock of a parent that dies. Closing is not unlocking, so a living parent loses nothing."""
+
+
+def _close_inherited() -> None:
+    for fd in tuple(_ours):
+        with contextlib.suppress(OSError):
+            os.close(fd)
+    _ours.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited)
+
+
 class Directory:
     """An open directory. Names are relative to it, so renaming it on the way misplaces nothing.
 
@@ -70,6 +86,7 @@ class Directory:
         self._fd: int | None = None
         if not _WINDOWS:
             self._fd = _open_directory(path)
+            _ours.add(self._fd)
 
     def __enter__(self) -> Directory:
         return self
@@ -80,7 +97,7 @@ class Directory:
     def close(self) -> None:
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            os.close(fd)
+            close(fd)
 
     def _name(self, name: str) -> str:
         return name if self._fd is not None else os.path.join(self.path, name)
@@ -104,7 +121,7 @@ class Directory:
         """A new file, open for writing; never one that exists, never through a symlink."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BASE
         try:
-            return os.open(self._name(name), flags, mode, dir_fd=self._fd)
+            fd = os.open(self._name(name), flags, mode, dir_fd=self._fd)
         except PermissionError as exc:
             cure = "files cannot be created in this directory; check its permissions"
             raise _with_cure(exc, self.path, cure) from exc
@@ -113,6 +130,8 @@ class Directory:
                 cure = "the file system is mounted read-only"
                 raise _with_cure(exc, self.path, cure) from exc
             raise
+        _ours.add(fd)
+        return fd
 
     def open(self, name: str) -> int:
         return os.open(self._name(name), os.O_RDWR | _O_BASE, dir_fd=self._fd)
@@ -146,7 +165,7 @@ class Directory:
                 copy_ownership(target, status)
                 sync_file(target)
             finally:
-                os.close(target)
+                close(target)
         finally:
             os.close(source)
 
@@ -352,6 +371,7 @@ def copy_ownership(fd: int, status: os.stat_result) -> None:
 
 
 def close(fd: int) -> None:
+    _ours.discard(fd)
     os.close(fd)
 
 

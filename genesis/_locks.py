@@ -27,7 +27,18 @@ class Turn:
         self.path = path
         self.ready: Future[None] = Future()
         """Resolves when it is this turn's time. Any callback runs on the thread that made way."""
+        self.holder: int | None = None
+        """The thread that works on the path without letting anything else run on it."""
         self._turns = turns
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For the length of a with block this thread does nothing else, unless interrupted."""
+        self.holder = threading.get_ident()
+        try:
+            yield
+        finally:
+            self.holder = None
 
     def leave(self) -> None:
         self._turns._leave(self)
@@ -37,14 +48,24 @@ class Turns:
     """The lines of all paths."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards _lines
+        self._lock = threading.RLock()  # a signal handler may save; guards _lines
         self._lines: dict[str, deque[Turn]] = {}
 
     def enter(self, path: str) -> Turn:
-        """Stand at the end of the line; ready at once where nobody is before."""
+        """Stand at the end of the line; ready at once where nobody is before.
+
+        Raises:
+            RuntimeError: this thread is in the middle of a save of the path, so that waiting for it
+                would never end. That is a signal handler's or a reduction's call.
+        """
         turn = Turn(self, path)
         with self._lock:
             line = self._lines.setdefault(path, deque())
+            if any(other.holder == threading.get_ident() for other in line):
+                raise RuntimeError(
+                    f"a save of {path} was interrupted on this thread and cannot go on before this "
+                    "call returns; save to another path, or set a flag and save later"
+                )
             line.append(turn)
             first = len(line) == 1
         if first:
@@ -57,7 +78,8 @@ class Turns:
         turn = self.enter(path)
         try:
             turn.ready.result()
-            yield
+            with turn.held():
+                yield
         finally:
             turn.leave()
 
@@ -84,6 +106,30 @@ def between_processes(directory: _fs.Directory, name: str) -> Iterator[None]:
     takes 9 µs; the filelock library 165 µs or more, a polling wait of 50 ms and a file. Where a
     directory has no locks (NFS, Windows) a sidecar file is locked.
     """
+    if directory.path in _mine():
+        yield  # a signal handler's save in the middle of one on this thread
+        return
+    with _locked(directory, name):
+        _mine().add(directory.path)
+        try:
+            yield
+        finally:
+            _mine().discard(directory.path)
+
+
+_threads = threading.local()
+
+
+def _mine() -> set[str]:
+    """The directories that this thread has locked."""
+    if not hasattr(_threads, "directories"):
+        _threads.directories = set()
+    mine: set[str] = _threads.directories
+    return mine
+
+
+@contextmanager
+def _locked(directory: _fs.Directory, name: str) -> Iterator[None]:
     if directory.lock():
         try:
             yield

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 from . import _frameworks
 from ._errors import UnpicklableStateError
-from ._plan import DATA, Call, DataRegion, Plan
+from ._plan import Call, DataRegion, Plan
 
 _PROTOCOL = 5
 
@@ -30,15 +30,13 @@ _PRIMER = b"\x80\x05\x97\x940\x97\x94."
 outlives a load but cannot be set from Python, so the slots are filled by unpickling this first."""
 
 
-class _Slot1:
-    """Holds memo slot 1 where torch is not loaded."""
-
-
-_NO_TORCH = _Slot1()
-
-
 class _Skeleton(list[bytes]):
     """What a pickler writes, piece by piece; large bytes objects are kept, not copied."""
+
+    def behind(self, opcodes: bytes) -> _Skeleton:
+        if opcodes:
+            self.insert(0, opcodes)
+        return self
 
     def mentions_main(self) -> bool:
         """Whether it may name something of `__main__`, which dill saves by value. A string of that
@@ -100,20 +98,12 @@ class _Pickler(Protocol):
 
 
 def _dump(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _Skeleton:
+    opcodes, memo = _frameworks.opening(state, region)
     skeleton = _Skeleton()
     pickler = make(skeleton, region)
-    slot_1 = _slot_1()
-    pickler.memo = {id(DATA): (0, DATA), id(slot_1): (1, slot_1)}
+    pickler.memo = memo
     pickler.dump(state)
-    return skeleton
-
-
-def _slot_1() -> object:
-    if "torch" not in sys.modules:
-        return _NO_TORCH
-    from ._frameworks import torch
-
-    return torch.FROM_BUFFER
+    return skeleton.behind(opcodes)
 
 
 _own_reduction = methodcaller("__reduce_ex__", _PROTOCOL)

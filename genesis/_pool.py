@@ -27,7 +27,7 @@ class Pool(Executor):
 
     def reset_after_fork(self) -> None:
         """Start empty: a forked child has none of its parent's threads."""
-        self._lock = threading.Lock()  # guards _queue and _running
+        self._lock = threading.RLock()  # a signal handler may save; guards _queue and _running
         self._queue: deque[Callable[[], None]] = deque()
         self._running = 0
         self.inline = False

@@ -27,6 +27,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
@@ -69,8 +70,8 @@ class Task:
         self.job = job
         self.arena = arena
         self.turn = turn
-        self.run: Future[None] = Future()
-        """Of the pool; can be cancelled until the write starts."""
+        self.claimed = False
+        """Somebody writes it, or dropped it. Guarded by the writer's lock."""
         self.queued = time.perf_counter()
         self.waited = 0.0
         self.capture = 0.0
@@ -86,7 +87,7 @@ class Writer:
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()  # guards the fields below
+        self._lock = threading.RLock()  # a signal handler may save; guards the fields below
         self._pending: dict[SaveFuture, Task] = {}
         self._pending_bytes = 0
         self._freed: Future[None] = Future()
@@ -160,20 +161,17 @@ class Writer:
         self, request: Request, turn: Turn, began: float
     ) -> Generator[Future[None], None, SaveFuture]:
         while True:
-            ready = time.perf_counter()
-            job = _store.plan(request.state, request.metadata)
-            freed = self._reserve(job.size)
-            if freed is None:
-                break
+            with turn.held():
+                ready = time.perf_counter()
+                job = _store.plan(request.state, request.metadata)
+                freed = self._reserve(job.size)
+                if freed is None:
+                    task = self._capture(request, job, turn, ready)
+                    break
             if request.on_busy == "skip":
                 return self._skipped(turn)
             # Planned again afterwards: while an event loop waits here, the state may change.
             yield freed
-        try:
-            task = self._capture(request, job, turn, ready)
-        except BaseException:
-            self._release(job.size)
-            raise
         task.waited = ready - began
         task.stall = time.perf_counter() - began
         self._start(task)
@@ -187,12 +185,14 @@ class Writer:
         return future
 
     def _capture(self, request: Request, job: _store.Job, turn: Turn, ready: float) -> Task:
-        arena = _store.arenas.take(job.size)
+        arena = None
         try:
-            at_once = _at_once(request.capture)
-            _store.stage(job, arena, at_once)
+            arena = _store.arenas.take(job.size)
+            _store.stage(job, arena, _at_once(request.capture))
         except BaseException:
-            _store.arenas.give_back(arena)
+            if arena is not None:
+                _store.arenas.give_back(arena)
+            self._release(job.size)
             raise
         task = Task(request, SaveFuture(request.path), job, arena, turn)
         task.capture = task.queued - ready
@@ -204,9 +204,14 @@ class Writer:
         """Drop the saves of `path` that are queued and not started."""
         with self._lock:
             tasks = [task for task in self._pending.values() if task.request.path == path]
-        for task in tasks:
-            if task.run.cancel():
-                self._finish(task, SaveReport(path, outcome="superseded", stall=task.stall))
+        for task in filter(self._claim, tasks):
+            self._finish(task, SaveReport(path, outcome="superseded", stall=task.stall))
+
+    def _claim(self, task: Task) -> bool:
+        """Whether the caller is the one who ends a task."""
+        with self._lock:
+            claimed, task.claimed = task.claimed, True
+            return not claimed
 
     # Memory
 
@@ -232,16 +237,23 @@ class Writer:
         with self._lock:
             self._register_exit()
             self._pending[task.future] = task
-        task.run = self.pool.submit(self._run, task)
+        self.pool.submit(self._run, task)
 
     def _run(self, task: Task) -> None:
+        if not self._claim(task):
+            return
+        outcome = self._attempt(task)
+        if isinstance(outcome, BaseException):
+            _forget_frames(outcome)
+        self._finish(task, outcome)
+
+    def _attempt(self, task: Task) -> SaveReport | BaseException:
         try:
             report = self._write(task)
             task.request.done()
         except BaseException as exc:
-            self._finish(task, exc)
-        else:
-            self._finish(task, report)
+            return exc
+        return report
 
     def _write(self, task: Task) -> SaveReport:
         started = time.perf_counter()
@@ -352,6 +364,19 @@ class Writer:
 
 def _at_once(capture: Capture) -> Callable[[Any], bool]:
     return _store.moves_at_once if capture == "copy" else _store.small_moves_at_once
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Empty the frames of a traceback, which would keep the state and its arena alive for as long
+    as nobody asks for the error."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            traceback.clear_frames(one.__traceback__)
+            waiting += [one.__cause__, one.__context__]
 
 
 def _quarter_of_memory() -> int:

@@ -55,6 +55,8 @@ class _Walk:
         return True
 
     def _attributes(self, one: Any, other: Any, place: str) -> None:
+        if one is other:  # a logger, a layout: there is only one
+            return
         names = _attribute_names(one)
         _demand(names == _attribute_names(other), place, names, _attribute_names(other))
         if type(one).__eq__ is not object.__eq__ and not names:

@@ -462,7 +462,7 @@ def test_what_is_no_checkpoint_is_named_as_such(content: bytes, problem: str, pa
 def test_every_truncation_of_a_plain_pickle_is_refused(
     dump: Callable[[Any], bytes], path: Path
 ) -> None:
-    content = dump({"epoch": 3, "names": ["a", "b"], "rates": (0.5, 1e-3), "blob": bytes(300)})
+    content = dump({"epoch": 3, "names": ["a", "b"], "rates": (0.5, 1e-3), "blob": bytes(30)})
     for length in range(len(content)):
         path.write_bytes(content[:length])
         with pytest.raises(genesis.NotACheckpointError, match=r"empty|not a pickle"):

@@ -6,11 +6,12 @@ framework is met only where the framework is loaded already. So nothing here imp
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from .._plan import DataRegion
+from .._plan import DATA, DataRegion
 
 Reducer = Callable[[Any], Any]
 """Takes an object; returns what `object.__reduce__` may return."""
@@ -36,3 +37,18 @@ def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
             reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls, region)
             return reducer
     return None
+
+
+def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[int, Any]]]:
+    """What a skeleton of `state` may begin with: opcodes and the memo that they leave.
+
+    Their arrays are placed in `region`. The memo has the two slots of the format at least.
+    """
+    if "torch" not in sys.modules:
+        nothing = object()
+        return b"", {id(DATA): (0, DATA), id(nothing): (1, nothing)}
+    torch = import_module(f"{__name__}.torch")
+    if found := import_module(f"{__name__}.ledger").ledger_for(state):
+        ledger, tensors = found
+        return ledger.opcodes, ledger.open(tensors, region)
+    return b"", {id(DATA): (0, DATA), id(torch.FROM_BUFFER): (1, torch.FROM_BUFFER)}

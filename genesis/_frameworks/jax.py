@@ -24,7 +24,7 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
 
 def reduce_array(region: DataRegion, array: Any) -> Any:
     """Bring the array to the host (no copy is made on a CPU); rebuild it on the default device."""
-    dtype, weak = array.dtype, array.weak_type
-    if weak or jnp.issubdtype(dtype, jax.dtypes.extended) or not array.is_fully_addressable:
+    typed_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
+    if typed_key or array.weak_type or not array.is_fully_addressable:
         return array.__reduce_ex__(5)
     return jnp.asarray, (Call(numpy.reduce_array(region, np.asarray(array), frozen=True)),)

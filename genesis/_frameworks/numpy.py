@@ -35,9 +35,10 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
 
 
 def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
-    """A read-only view of memory that somebody else may write is not frozen."""
+    """Whether nobody can ever write the memory. The flag alone does not say so: it can be set
+    again, and views that were made before it was cleared still write."""
     base: object = array.base
-    return not array.flags.writeable and (base is None or type(base) is bytes)
+    return not array.flags.writeable and type(base) is bytes
 
 
 def reduce_dtype(dtype: np.dtype[Any]) -> Any:

@@ -68,7 +68,7 @@ class Storages:
 
     def __init__(self, region: DataRegion) -> None:
         self._region = region
-        self._whole: dict[int, Range] = {}
+        self.whole: dict[int, Range] = {}
         self._parts: dict[int, list[Range]] = {}
         self._spans: dict[int, list[Span]] = region.hints or {}
 
@@ -109,7 +109,7 @@ class Storages:
     def _place_of(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[Call, int]:
         """The typed storage that a tensor stands on, and its offset there in elements."""
         storage = tensor.untyped_storage()
-        saved = self._whole.get(storage._cdata)
+        saved = self.whole.get(storage._cdata)
         if saved is None:
             saved = self._range_of(tensor, storage)
         typed = saved.typed.get(dtype)
@@ -137,7 +137,7 @@ class Storages:
         if tensor.nbytes == size and tensor.is_cpu and size and not self._parts:
             offset = self._region.place(storage, storage.data_ptr(), size)
             saved = Range(0, size, Call((FROM_BUFFER, (DATA, "little", size, offset, _UINT8))))
-            self._whole[storage._cdata] = saved
+            self.whole[storage._cdata] = saved
             return saved
         low, high = _span(tensor)
         if 2 * (high - low) >= size and storage._cdata not in self._parts:
@@ -148,9 +148,9 @@ class Storages:
         key = storage._cdata
         if key in self._parts:
             self._learn(key, 0, storage.nbytes())
-        if key not in self._whole:
-            self._whole[key] = self._place(storage, 0, storage.nbytes())
-        return self._whole[key]
+        if key not in self.whole:
+            self.whole[key] = self._place(storage, 0, storage.nbytes())
+        return self.whole[key]
 
     def _range_of_part(self, storage: UntypedStorage, low: int, high: int) -> Range:
         """The range that holds a small view of a large storage.

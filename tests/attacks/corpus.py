@@ -339,7 +339,7 @@ def _depths() -> Named:
     make = ordered + b"\x94)\x940"
     yield "OrderedDicts", Code(make + b"0" + _nested(50_000, b"h\x02h\x03RN", b"s"))
     make = default + b"\x94)\x940"
-    yield "defaultdicts", Code(make + b"0" + _nested(150_000, b"h\x02h\x03RN", b"s"))
+    yield "defaultdicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
     attribute = b"}" + value("_metadata")
     make = ordered + b"\x94)\x940"
     yield "attributes", Code(make + b"0" + _nested(50_000, b"h\x02h\x03R" + attribute, b"sb"))
@@ -392,13 +392,17 @@ def colliding_tuples(count: int) -> list[tuple[int, int]]:
 def _keys() -> Named:
     """Keys that cannot be hashed, crash when they are, or are all alike."""
     deep = _nested(300_000, b"", b"\x85")
+    nested = value((((1,),),))
     same = [number * (2**61 - 1) for number in range(5000)]
     pairs = [value(pair) for pair in colliding_tuples(2000)]
     large = value(1 << 4_000_000)
     yield "a deep tuple", dictionary((deep, 1))
-    yield "a deep tuple in a set", Code(b"\x8f(" + deep + b"\x90")
-    yield "a deep tuple in a frozenset", Code(b"(" + deep + b"\x91")
-    yield "a deep tuple in a set of a list", call(name("builtins", "set"), Code(b"]" + deep + b"a"))
+    yield "nested tuples in a set", Code(b"\x8f(" + nested + b"\x90")
+    yield "nested tuples in a frozenset", Code(b"(" + nested + b"\x91")
+    yield (
+        "nested tuples in a set of a list",
+        call(name("builtins", "set"), Code(b"]" + nested + b"a")),
+    )
     yield "a tuple in a tuple", dictionary((((1,),), 1))
     yield "a list", dictionary(([1], 1))
     yield "a dict", dictionary(({}, 1))

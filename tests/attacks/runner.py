@@ -34,11 +34,6 @@ def _load(skeleton: bytes, path: Path) -> object:
     return _restricted.load(skeleton, data=bytearray(DATA_SIZE), path=str(path))
 
 
-def _load_foreign(skeleton: bytes, path: Path) -> object:
-    """As a file of another writer: no data region."""
-    return _restricted.load(skeleton, data=None, path=str(path))
-
-
 def _outline(skeleton: bytes, path: Path) -> object:
     tree = _restricted.outline(skeleton, path=str(path), data_size=DATA_SIZE)
     return list(_restricted.arrays(tree))
@@ -59,7 +54,6 @@ def _load_foreign_file(skeleton: bytes, path: Path) -> object:
 
 READERS: dict[str, Callable[[bytes, Path], object]] = {
     "load": _load,
-    "load without region": _load_foreign,
     "outline": _outline,
     "file": _load_file,
     "foreign file": _load_foreign_file,

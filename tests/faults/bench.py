@@ -58,7 +58,9 @@ class Result:
         self.calls[call.name] += 1
 
     def note(self, number: int, where: object, problems: Iterable[str]) -> None:
-        self.failures += [f"{self.scenario} {self.kind} -n {number}: {where}: {p}" for p in problems]
+        self.failures += [
+            f"{self.scenario} {self.kind} -n {number}: {where}: {p}" for p in problems
+        ]
 
 
 class Bench:
@@ -66,9 +68,14 @@ class Bench:
 
     Args:
         environment: what the file system lacks, see `ENVIRONMENTS`.
+        warm: import everything once, for all children.
     """
 
-    def __init__(self, scenario: Scenario, folder: Path, environment: str = "") -> None:
+    def __init__(
+        self, scenario: Scenario, folder: Path, environment: str = "", *, warm: bool = True
+    ) -> None:
+        if warm:
+            scenario.warm()
         self.scenario = scenario
         self.environment = environment
         self.lacking = ENVIRONMENTS[environment]
@@ -80,8 +87,11 @@ class Bench:
         if seen != scenario.before:
             raise RuntimeError(f"{scenario.name}: prepared {scenario.before!r}, found {seen!r}")
 
+    def where(self, number: int) -> Path:
+        return self._folder / f"{number:05}" / "d"
+
     def place(self, number: int) -> Path:
-        place = self._folder / f"{number:05}" / "d"
+        place = self.where(number)
         shutil.copytree(self.template, place, symlinks=True)
         for entry in os.scandir(self.template):
             status = entry.stat(follow_symlinks=False)

@@ -32,7 +32,6 @@ _INTERRUPTIBLE = {
 _NEVER_FAILS = {"mmap", "lseek", "dup", "dup2", "dup3", "io_uring_setup"}
 
 Nothing = Callable[[], None]
-Choose = Callable[[Path], tracer.Decide]
 
 
 def errors(
@@ -57,7 +56,7 @@ def errors(
     result = Result(bench.scenario.name, kind)
     for number in [only] if only else range(1, MOST):
         failing = _Failing(number, code, persist=persist, late=late, short_first=short_first)
-        trace, report, place = _run(bench, number, lambda place, failing=failing: failing)
+        trace, report, place = _run(bench, number, failing)
         if not trace.faults:
             bench.drop(place)
             break
@@ -142,7 +141,7 @@ def poor_file_system(bench: Bench) -> Result:
 
 def _bears(bench: Bench, result: Result, number: int, decide: tracer.Decide) -> bool:
     """One run that has to succeed; ``False`` where no call of it was hit."""
-    trace, report, place = _run(bench, number, lambda place: decide)
+    trace, report, place = _run(bench, number, decide)
     if not trace.faults:
         bench.drop(place)
         return False
@@ -159,15 +158,12 @@ def removed_directory(bench: Bench) -> Result:
     result = Result(bench.scenario.name, "removed")
     for number in range(1, MOST):
 
-        def choose(place: Path, number: int = number) -> tracer.Decide:
-            def decide(call: Call) -> Fault | None:
-                if call.number != number:
-                    return None
-                return Fault(meanwhile=lambda: shutil.rmtree(place))
+        def decide(call: Call, number: int = number) -> Fault | None:
+            if call.number != number:
+                return None
+            return Fault(meanwhile=lambda: shutil.rmtree(bench.where(number)))
 
-            return decide
-
-        trace, report, place = _run(bench, number, choose)
+        trace, report, place = _run(bench, number, decide)
         if not trace.faults:
             bench.drop(place)
             break
@@ -193,13 +189,13 @@ def _judge_removed(bench: Bench, trace: Trace, report: Report | None) -> list[st
 # --- one run -------------------------------------------------------------------------------------
 
 
-def _run(bench: Bench, number: int, choose: Choose) -> tuple[Trace, Report | None, Path]:
+def _run(bench: Bench, number: int, decide: tracer.Decide) -> tuple[Trace, Report | None, Path]:
     place = bench.place(number)
     reader, writer = os.pipe()
     try:
         try:
             body = reporting(bench.scenario, place, writer)
-            trace = tracer.trace(body, str(place), choose(place), seconds=SECONDS)
+            trace = tracer.trace(body, str(place), decide, seconds=SECONDS)
         finally:
             os.close(writer)
         data = b"".join(_chunks(reader))

@@ -71,10 +71,13 @@ def _outcome(bench: Bench, trace: Trace, report: Report) -> list[str]:
     scenario = bench.scenario
     problems = []
     due = {scenario.after}
-    if report.error and report.kind != "DurabilityUnknownError":
-        due = {scenario.before}
+    if report.error:
+        # What a manager does after its save may fail, or be left undone for safety.
+        due = {scenario.before, *scenario.between}
+        if report.kind == "DurabilityUnknownError":
+            due = {scenario.after, *scenario.between}
         if scenario.between or _renamed_unknowingly(trace):
-            due = {*scenario.allowed}
+            due |= scenario.allowed
     if report.seen not in due:
         problems.append(f"a reader finds {report.seen!r} after {report.error or 'success'}")
     elif report.alone not in due:

@@ -7,12 +7,17 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import tracer
 from .bench import MOST, SECONDS, Bench, Result, isolated, names
 from .scenarios import Scenario, in_short
 from .tracer import Call, Fault
+
+PROGRAM = "from faults.scenarios import main; main()"
+"""One save between marks; its arguments are the scenario and the folder."""
 
 
 @dataclass(slots=True)
@@ -47,11 +52,21 @@ def kills(bench: Bench, *, fresh: bool = False, only: int = 0) -> Result:
             break
         call = trace.calls[number - 1]
         result.hit(call)
-        left = _Left(**isolated(lambda place=place: asdict(_look(scenario, place))))
+        left = _Left(**isolated(partial(_look, scenario, place)))
         result.seen[in_short(left.seen)] += 1
         problems = _judge(bench, left)
         result.note(number, call, problems)
         bench.drop(place, problems)
+    return result
+
+
+def listing(bench: Bench) -> Result:
+    """No fault at all: the calls of one save in an interpreter of its own."""
+    result = Result(bench.scenario.name, "list")
+    place = bench.place(1)
+    trace = tracer.trace(_program(bench.scenario, place), str(place), seconds=SECONDS)
+    for call in trace.calls:
+        result.hit(call)
     return result
 
 
@@ -75,16 +90,13 @@ def _child(scenario: Scenario, place: Path) -> Callable[[], None]:
 
 
 def _program(scenario: Scenario, place: Path) -> Callable[[], None]:
-    code = "from faults.scenarios import main; main()"
-    command = [sys.executable, "-c", code, scenario.name, str(place)]
+    command = [sys.executable, "-c", PROGRAM, scenario.name, str(place)]
     return lambda: os.execv(sys.executable, command)
 
 
-def _look(scenario: Scenario, place: Path) -> _Left:
+def _look(scenario: Scenario, place: Path) -> dict[str, Any]:
     spare = place.parent / "spare"
-    left = _Left(
-        scenario.see(place), scenario.see_without_backup(place, spare), names(place)
-    )
+    left = _Left(scenario.see(place), scenario.see_without_backup(place, spare), names(place))
     try:
         scenario.save(place, scenario.states(3), 3)
         scenario.settle()
@@ -92,7 +104,7 @@ def _look(scenario: Scenario, place: Path) -> _Left:
         left.error = f"{type(exc).__name__}: {exc}"
     left.seen_next = scenario.see(place)
     left.names_next = names(place)
-    return left
+    return asdict(left)
 
 
 def _judge(bench: Bench, left: _Left) -> list[str]:

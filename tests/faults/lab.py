@@ -19,7 +19,7 @@ from . import errors, kills, powercut, real
 from .bench import ENVIRONMENTS, Bench, Result
 from .scenarios import Scenario, find
 
-KINDS = ("kill", "error", "short", "poor", "removed", "cut", *real.FAULTS)
+KINDS = ("list", "kill", "error", "short", "poor", "removed", "cut", *real.FAULTS)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -54,7 +54,6 @@ def _enumerate(options: argparse.Namespace, scenario: Scenario) -> list[Result]:
     if options.kind in real.FAULTS:
         # Mounts first: a namespace of our own cannot be had once a library has started threads.
         return [real.FAULTS[options.kind](scenario, options.folder)]
-    scenario.warm()
     bench = Bench(scenario, options.folder, options.environment)
     if options.kind == "cut":
         return powercut.cuts(bench, options.without or [""], thorough=options.thorough)
@@ -62,6 +61,7 @@ def _enumerate(options: argparse.Namespace, scenario: Scenario) -> list[Result]:
 
 
 _ENUMERATIONS: dict[str, Any] = {
+    "list": lambda bench, options: kills.listing(bench),
     "kill": lambda bench, options: kills.kills(bench, fresh=options.fresh, only=options.n),
     "error": lambda bench, options: errors.errors(
         bench,

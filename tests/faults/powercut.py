@@ -16,7 +16,8 @@ from pathlib import Path
 
 from . import tracer
 from .bench import Bench, Result, isolated
-from .disk import Limits, PowerCuts, Recording, State, Sync, read_trace, snapshot
+from .disk import Limits, PowerCuts, Recording, State, Sync
+from .replay import read_trace, snapshot
 from .scenarios import Scenario, in_short
 from .tracer import Call, Fault
 
@@ -137,7 +138,7 @@ FLAWS: dict[str, Callable[[Recording], Recording]] = {
 """What a writer may do wrong, each made by leaving something out of a recording."""
 
 
-# --- cutting ---------------------------------------------------------------------------------------
+# --- cutting -------------------------------------------------------------------------------------
 
 
 class _Reader:

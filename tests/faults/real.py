@@ -11,16 +11,16 @@ import errno
 import os
 import resource
 import shutil
-import stat
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from .bench import Bench, Result, isolated
-from .errors import Nothing, look_around
+from .errors import look_around
 from .judge import Report, judge_failure, judge_success
 from .scenarios import Scenario
 from .tracer import Trace
@@ -55,8 +55,10 @@ def _go(bench: Bench, result: Result, number: int, case: _Case, *codes: int) -> 
 
     report = Report(**isolated(body))
     nothing = Trace()
-    judge = judge_failure(bench, nothing, report, *codes) if report.error else judge_success(
-        bench, nothing, report
+    judge = (
+        judge_failure(bench, nothing, report, *codes)
+        if report.error
+        else judge_success(bench, nothing, report)
     )
     result.points += bool(report.error)
     result.calls[report.kind or "success"] += 1
@@ -73,7 +75,7 @@ def full_disk(scenario: Scenario, folder: Path) -> Result:
         _mount("tmpfs", folder, "tmpfs", 0, "size=8m")
         bench = Bench(scenario, folder)
         for pages in _growing(scenario.size // _PAGE):
-            case = _Case(lambda place, pages=pages: _fill(folder, pages), lambda place: _free(folder))
+            case = _Case(partial(_fill, pages), _free)
             if not _go(bench, result, pages, case, errno.ENOSPC):
                 break
     return result
@@ -84,20 +86,20 @@ def _growing(expected: int) -> Iterator[int]:
     yield from range(64) if expected < 64 else range(0, 4 * expected, expected // 5)
 
 
-def _fill(folder: Path, pages: int) -> None:
-    status = os.statvfs(folder)
+def _fill(pages: int, place: Path) -> None:
+    status = os.statvfs(place)
     room = status.f_bavail * status.f_frsize - pages * _PAGE
-    with open(folder / "ballast", "wb") as file:
+    with open(place.parent / "ballast", "wb") as file:
         if room > 0:
             os.posix_fallocate(file.fileno(), 0, room)
 
 
-def _free(folder: Path) -> None:
-    (folder / "ballast").unlink()
+def _free(place: Path) -> None:
+    (place.parent / "ballast").unlink()
 
 
 def file_size_limit(scenario: Scenario, folder: Path) -> Result:
-    """RLIMIT_FSIZE at every half sector up to the size of the file. Writes at it are short first."""
+    """RLIMIT_FSIZE at every half sector up to the size of the file. Writes end short there."""
     result = Result(scenario.name, "file-size")
     bench = Bench(scenario, folder)
     step = 256 if scenario.size < 1 << 20 else scenario.size // 9
@@ -109,13 +111,18 @@ def file_size_limit(scenario: Scenario, folder: Path) -> Result:
 
 
 def descriptor_limit(scenario: Scenario, folder: Path) -> Result:
-    """RLIMIT_NOFILE at what is open, and 1, 2, ... more, until the save finds enough."""
+    """RLIMIT_NOFILE at what is open, and 1, 2, ... more, until the save finds enough.
+
+    First with nothing imported: what is not loaded yet cannot be loaded then, and a save must not
+    begin what it may not be able to wait for.
+    """
     result = Result(scenario.name, "descriptors")
-    bench = Bench(scenario, folder)
-    for limit in range(3, 256):
-        case = _limit(resource.RLIMIT_NOFILE, limit)
-        if not _go(bench, result, limit, case, errno.EMFILE):
-            break
+    for warm in (False, True):
+        bench = Bench(scenario, folder / f"warm-{warm}", warm=warm)
+        for limit in range(3, 256):
+            case = _limit(resource.RLIMIT_NOFILE, limit)
+            if not _go(bench, result, limit, case, errno.EMFILE):
+                break
     return result
 
 
@@ -214,7 +221,7 @@ def _become_root_again(place: Path) -> None:
     place.chmod(0o755)
 
 
-# --- mounts ----------------------------------------------------------------------------------------
+# --- mounts --------------------------------------------------------------------------------------
 
 
 @contextmanager

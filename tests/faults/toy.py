@@ -7,6 +7,7 @@ for it. It is no part of the library and knows no format but plain pickle.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import pickle
 import secrets
@@ -17,10 +18,20 @@ from typing import Any
 from .scenarios import Scenario, State, recognise
 
 FLAWS = (
-    "in place", "no file sync", "no directory sync", "rename before sync", "retried sync",
-    "swallowed error", "leaked descriptor", "left temporary", "cleared early", "one write",
+    "in place",
+    "no file sync",
+    "no directory sync",
+    "rename before sync",
+    "retried sync",
+    "swallowed error",
+    "leaked descriptor",
+    "kept lock",
+    "left temporary",
+    "no sweep",
+    "cleared early",
+    "one write",
     "backup moved",
-)  # fmt: skip
+)
 _BACKUP = ".genesis.bak"
 
 
@@ -37,11 +48,9 @@ class Toy(Scenario):
         self._flaw = flaw
 
     def write(self, path: Path, states: list[State], version: int) -> None:
+        data = pickle.dumps(states[0])
         if self._flaw == "cleared early":
-            data = pickle.dumps(states[0])
             states[0].clear()
-        else:
-            data = pickle.dumps(states[0])
         if self._flaw == "in place":
             path.write_bytes(data)
         else:
@@ -69,11 +78,17 @@ class Toy(Scenario):
     def _replace(self, path: Path, data: bytes) -> None:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
-            self._sweep(path, folder)
+            if self._flaw == "kept lock":
+                with suppress(BlockingIOError):
+                    fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._flaw != "no sweep":
+                self._sweep(path, folder)
             self._commit(path, data, folder)
         finally:
-            if self._flaw != "leaked descriptor":
-                os.close(folder)
+            if self._flaw not in ("leaked descriptor", "kept lock"):
+                # The file is there, or an error is on its way: this one would say nothing new.
+                with suppress(OSError):
+                    os.close(folder)
 
     def _sweep(self, path: Path, folder: int) -> None:
         for name in os.listdir(folder):
@@ -86,32 +101,46 @@ class Toy(Scenario):
         try:
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder)
             try:
-                self._write(fd, data)
-                if path.exists():
-                    os.fchmod(fd, path.stat().st_mode & 0o7777)
-                if self._flaw not in ("no file sync", "rename before sync"):
-                    self._sync(fd)
-                if path.exists():
+                self._fill(fd, path, data)
+                if self._is_there(path):
                     self._back_up(path.name, backup, temporary + ".bak", folder)
                 os.replace(temporary, path.name, src_dir_fd=folder, dst_dir_fd=folder)
                 if self._flaw == "rename before sync":
                     self._sync(fd)
             finally:
-                os.close(fd)
+                with suppress(OSError):
+                    os.close(fd)
         except OSError:
             if self._flaw != "left temporary":
-                with suppress(OSError):
-                    os.unlink(temporary, dir_fd=folder)
-            with suppress(OSError):
-                os.unlink(backup, dir_fd=folder)
+                self._remove(temporary, folder)
+            self._remove(backup, folder)
             raise
-        if self._flaw != "no directory sync":
-            try:
+        try:
+            if self._flaw != "no directory sync":
                 os.fsync(folder)
-            except OSError as exc:
-                raise DurabilityUnknownError(exc.errno, "directory") from exc
-        with suppress(FileNotFoundError):
-            os.unlink(backup, dir_fd=folder)
+            with suppress(FileNotFoundError):
+                os.unlink(backup, dir_fd=folder)
+        except OSError as exc:
+            raise DurabilityUnknownError(exc.errno, "committed, but not safely") from exc
+
+    def _fill(self, fd: int, path: Path, data: bytes) -> None:
+        self._write(fd, data)
+        if self._is_there(path):
+            os.fchmod(fd, path.stat().st_mode & 0o7777)
+        if self._flaw not in ("no file sync", "rename before sync"):
+            self._sync(fd)
+
+    def _is_there(self, path: Path) -> bool:
+        """Not `exists`, which takes any error for an answer."""
+        try:
+            path.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _remove(self, name: str, folder: int) -> None:
+        with suppress(OSError):
+            os.unlink(name, dir_fd=folder)
 
     def _write(self, fd: int, data: bytes) -> None:
         view: Any = memoryview(data)
@@ -141,5 +170,4 @@ class Toy(Scenario):
         try:
             os.replace(temporary, backup, src_dir_fd=folder, dst_dir_fd=folder)
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(temporary, dir_fd=folder)
+            self._remove(temporary, folder)

@@ -157,7 +157,7 @@ def trace(
 
 
 def mark(number: int) -> None:
-    """Called in the traced process: tell the tracer something. Costs nothing where there is none."""
+    """Called in the traced process: tell the tracer something. Harmless where there is none."""
     with suppress(OSError):
         os.close(number)
 
@@ -280,7 +280,9 @@ class _Session:
             ptrace.request(self._resume, tid, 0, sig)
 
     def _at_call(self, tid: int) -> None:
-        size = ptrace.request(ptrace.SYSCALL_INFO, tid, len(self._info), ctypes.addressof(self._info))
+        size = ptrace.request(
+            ptrace.SYSCALL_INFO, tid, len(self._info), ctypes.addressof(self._info)
+        )
         kind = self._info.raw[0]
         if kind == 1:
             number, *args = struct.unpack_from("<Q6q", self._info.raw, 24)

@@ -1,0 +1,197 @@
+"""Random bytes, mutations of honest skeletons and random compositions of opcodes, for both readers.
+
+Whatever they are given, they return plain values or raise an error of genesis.
+"""
+
+from __future__ import annotations
+
+import collections
+import pickle
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import genesis
+from attacks import assembler as asm
+from attacks.assembler import FROM_BUFFER, REGION, Code
+from genesis import _restricted
+
+SIZE = 256
+"""Bytes of the data region."""
+
+VALUES = (
+    type(None), bool, int, float, complex, str, bytes, bytearray, slice, range, set, frozenset,
+    np.ndarray, np.generic, np.dtype, torch.Size, torch.dtype, torch.device, torch.layout,
+    torch.qscheme, torch.memory_format, torch.Tensor, torch.UntypedStorage,
+    torch.storage.TypedStorage, collections.Counter,
+)  # fmt: skip
+DESCRIPTIONS = (
+    type(None), bool, int, float, str, bytes, bytearray, frozenset, set,
+    _restricted.ArrayInfo, _restricted.Opaque,
+)  # fmt: skip
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+fuzz = settings(
+    deadline=None,
+    max_examples=300,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+def check(skeleton: bytes) -> None:
+    """Give a stream to both readers, with and without a data region."""
+    for data in (bytearray(SIZE), None):
+        with suppress(genesis.CorruptCheckpointError):
+            result = _restricted.load(skeleton, data=data, path="fuzz")
+            assert not [part for part in parts(result) if not isinstance(part, VALUES)]
+    for size in (SIZE, None):
+        with suppress(genesis.CorruptCheckpointError):
+            tree = _restricted.outline(skeleton, path="fuzz", data_size=size)
+            assert not [part for part in parts(tree) if not isinstance(part, DESCRIPTIONS)]
+            room = size or 0
+            assert all(info.offset <= room for _, info in _restricted.arrays(tree))
+
+
+def parts(root: object) -> Iterator[object]:
+    """Everything in the containers of `root`, once."""
+    waiting, seen = [root], set[int]()
+    while waiting:
+        part = waiting.pop()
+        if type(part) in (list, tuple):
+            inner = list(part)
+        elif type(part) in (dict, collections.OrderedDict, collections.defaultdict):
+            inner = [*part, *part.values(), *getattr(part, "__dict__", {}).values()]
+        else:
+            yield part
+            continue
+        if id(part) not in seen:
+            seen.add(id(part))
+            waiting += inner
+
+
+def honest() -> list[bytes]:
+    """Skeletons of all that is on the list."""
+    pieces: list[Any] = [
+        {"a": [1, (2.0, None, True)], 3: {"b"}, (4, "c"): b"d"},
+        asm.build(asm.call(asm.name("collections", "OrderedDict")), {"_metadata": {"": {}}}),
+        asm.call(asm.name("collections", "defaultdict"), asm.name("builtins", "list")),
+        [asm.floats((2, 4), (4, 1)), asm.integers(3)],
+        asm.call(asm.name("torch._utils", "_rebuild_parameter"), asm.floats(), True, None),
+        asm.sparse("sparse_coo", asm.integers(1, 1), asm.floats((1,)), (4,), True),
+        asm.quantized((4,), (1,), (asm.name("torch", "per_tensor_affine"), 0.5, 0)),
+        [asm.array((2, 3), "<i2", 64, (6, 2)), asm.dtype("<M8[ns]")],
+        asm.call(asm.name("numpy._core.multiarray", "scalar"), asm.dtype("<f8"), bytes(8)),
+        asm.call(asm.name("torch", "device"), "cuda", 1),
+    ]
+    whole = [asm.stream(asm.value(piece)) for piece in pieces]
+    plain = [list(range(50)), {"x": "y" * 300}, (1 << 100, frozenset("ab")), [[[[]]]]]
+    whole += [pickle.dumps(thing, protocol) for thing in plain for protocol in (2, 3, 4, 5)]
+    whole.append(asm.stream(asm.value(pieces)))
+    return whole
+
+
+HONEST = honest()
+
+
+@pytest.mark.parametrize("number", range(len(HONEST)))
+def test_honest_skeletons_load(number: int) -> None:
+    """Or the mutations of them would prove little."""
+    needs_region = b"h\x00" in HONEST[number] or b"torch" in HONEST[number]
+    data = bytearray(SIZE) if needs_region or number < 10 else None
+
+    _restricted.load(HONEST[number], data=data, path="honest")
+    _restricted.outline(HONEST[number], path="honest", data_size=data and SIZE)
+
+
+@fuzz
+@given(st.binary(max_size=200), st.sampled_from([b"", b"\x80\x02", b"\x80\x05"]))
+def test_random_bytes(noise: bytes, start: bytes) -> None:
+    check(start + noise)
+
+
+@st.composite
+def mutations(draw: st.DrawFn) -> bytes:
+    """An honest skeleton with some bytes changed, cut out, repeated or taken from another."""
+    skeleton = bytearray(draw(st.sampled_from(HONEST)))
+    for _ in range(draw(st.integers(1, 4))):
+        low = draw(st.integers(0, len(skeleton)))
+        high = draw(st.integers(low, min(len(skeleton), low + 40)))
+        other = draw(st.sampled_from(HONEST))
+        start = draw(st.integers(0, len(other)))
+        skeleton[low:high] = draw(
+            st.one_of(
+                st.binary(max_size=8),
+                st.just(bytes(skeleton[low:high]) * 2),
+                st.just(other[start : start + high - low]),
+            )
+        )
+    return bytes(skeleton)
+
+
+@fuzz
+@given(mutations())
+def test_mutations_of_honest_skeletons(skeleton: bytes) -> None:
+    check(skeleton)
+
+
+NUMBERS = st.one_of(
+    st.integers(-2, 70),
+    st.sampled_from([2**31, 2**32 - 64, 2**62, 2**63 - 1, 2**63, 2**64 - 64, -(2**63)]),
+)
+SHAPES = st.lists(NUMBERS, max_size=3).map(tuple)
+DTYPES = st.sampled_from(["float32", "int64", "uint8", "bfloat16", "complex64", "qint8", "bool"])
+LEAVES = st.one_of(
+    st.none(), st.booleans(), NUMBERS, st.floats(), st.text(max_size=3), st.binary(max_size=3)
+)
+
+
+def storages() -> st.SearchStrategy[Code]:
+    made = st.builds(asm.storage, NUMBERS.map(lambda n: n - n % 64), NUMBERS)
+    return st.one_of(st.just(asm.storage(0, 64)), made)
+
+
+def tensors() -> st.SearchStrategy[Code]:
+    typed = st.builds(asm.typed, storages(), DTYPES)
+    plain = st.builds(asm.tensor, typed, SHAPES, SHAPES, offset=NUMBERS)
+    return st.one_of(plain, st.builds(asm.floats, SHAPES, SHAPES), st.just(asm.floats()))
+
+
+def nonsense(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Calls with arguments that are nearly right."""
+    listed = [key.split(" ") for key in _listed()]
+    names = st.sampled_from(listed).map(lambda pair: asm.name(*pair))
+    layouts = st.sampled_from(["sparse_coo", "sparse_csr", "sparse_bsr"])
+    schemes = st.sampled_from(["per_tensor_affine", "per_channel_affine"])
+    scheme = schemes.map(lambda text: asm.name("torch", text))
+    return st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.lists(st.tuples(inner, inner), max_size=3).map(lambda pairs: asm.dictionary(*pairs)),
+        st.builds(lambda f, a: asm.call(f, *a), names, st.lists(inner, max_size=5)),
+        st.builds(asm.build, inner.map(asm.value), inner),
+        st.builds(lambda k, p, s: asm.sparse(k, *p, s), layouts, st.lists(tensors()), SHAPES),
+        st.builds(lambda s, t, q: asm.quantized(s, t, q), SHAPES, SHAPES, st.tuples(scheme, inner)),
+        st.builds(asm.array, SHAPES, st.sampled_from(["<f4", "|u1", "<U2"]), NUMBERS, SHAPES),
+        st.builds(lambda a: asm.call(FROM_BUFFER, REGION, *a), st.lists(inner, max_size=4)),
+    )
+
+
+def _listed() -> list[str]:
+    from genesis._restricted.site import CONSTANTS, CONSTRUCTORS
+
+    return [*CONSTRUCTORS, *CONSTANTS, "builtins list", "os system", "dill._dill _create_type"]
+
+
+PROGRAMS = st.recursive(st.one_of(LEAVES, tensors(), st.just(REGION)), nonsense, max_leaves=12)
+
+
+@fuzz
+@given(PROGRAMS)
+def test_compositions_of_opcodes(program: Any) -> None:
+    check(asm.stream(asm.value(program)))

@@ -1,0 +1,50 @@
+"""The power fails at any moment of a save: whatever the disk held on to, a state can be loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from .harness import run, survives, why_not_traced
+from .test_kills import SCENARIOS
+
+pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced() or "traced")
+
+FLAWS = {
+    "file syncs": "a reader finds 'broken",
+    "directory syncs": "after 1 durable saves",
+    "any syncs": "a reader finds 'broken",
+    "file syncs before the rename": "a reader finds 'broken",
+    "waiting for the directory sync": "after 1 durable saves",
+    "modes before the sync": "has mode 600",
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_power_cut_at_any_moment(scenario: str, tmp_path: Path) -> None:
+    if scenario == "trio":
+        pytest.importorskip("trio")
+    result = survives(tmp_path, "cut", scenario)
+    assert result["states"] > 200
+    assert len(result["seen"]) >= 3  # before, between and after the two saves
+
+
+@pytest.mark.parametrize("environment", ["no-hard-links", "no-locks"])
+def test_power_cut_on_a_poor_file_system(environment: str, tmp_path: Path) -> None:
+    survives(tmp_path, "cut", "overwrite", "--environment", environment)
+
+
+@pytest.mark.parametrize("flaw", FLAWS)
+@pytest.mark.parametrize("scenario", ["overwrite", "large"])
+def test_cuts_find_what_is_left_out_of_a_save(scenario: str, flaw: str, tmp_path: Path) -> None:
+    """The recording of a sound save, with one thing taken out of it, must fail."""
+    (result,) = run(tmp_path, "cut", scenario, "--without", flaw)
+    assert any(FLAWS[flaw] in failure for failure in result["failures"]), result
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("environment", ["", "no-hard-links", "no-locks", "no-direct-writes"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_thorough_power_cuts(scenario: str, environment: str, tmp_path: Path) -> None:
+    survives(tmp_path, "cut", scenario, "--environment", environment, "--thorough")

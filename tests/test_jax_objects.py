@@ -1,0 +1,131 @@
+"""JAX arrays: dtypes, weak types, keys and trees. Skipped where JAX is not installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import genesis
+from same import assert_same_array
+from second_reader import read, take_apart
+
+jax = pytest.importorskip("jax", reason="JAX is not installed")
+jnp = jax.numpy
+
+DTYPES = [
+    *("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "float32"),
+    *("bfloat16", "complex64", "int4", "uint4", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"),
+    *("float8_e4m3fnuz", "float8_e5m2fnuz"),
+]
+
+
+def round_trip(value: Any, path: Path, **keywords: Any) -> Any:
+    genesis.save({"x": value}, path, clear=False)
+    return genesis.load(path, **keywords)["x"]
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert isinstance(other, jax.Array)
+    assert (one.dtype, one.shape) == (other.dtype, other.shape)
+    assert one.weak_type == other.weak_type
+    assert_same_array(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("keywords", [{}, {"mmap": True}, {"weights_only": True}], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_array_of_every_dtype_comes_back(
+    dtype: str, keywords: dict[str, Any], path: Path
+) -> None:
+    array = jnp.array([[0, 1, 2], [3, 1, 0]]).astype(getattr(jnp, dtype))
+    assert_same(array, round_trip(array, path, **keywords))
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (3,), (2, 3, 4), (1,)])
+def test_arrays_keep_their_shape(shape: tuple[int, ...], path: Path) -> None:
+    array = jnp.arange(int(np.prod(shape)), dtype="float32").reshape(shape)
+    assert_same(array, round_trip(array, path))
+
+
+def test_weak_types_stay_weak(path: Path) -> None:
+    """They decide the dtype of what is computed from them."""
+    weak = jnp.asarray(3.0)
+    assert weak.weak_type
+    loaded = round_trip([weak, jnp.float32(3), jnp.asarray(1.0) * 2], path)
+    assert [array.weak_type for array in loaded] == [True, False, True]
+    assert (loaded[0] + jnp.ones(1, "bfloat16")).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize("make", ["key", "PRNGKey"])
+def test_random_keys_go_on_where_they_were(make: str, path: Path) -> None:
+    key = getattr(jax.random, make)(3)
+    loaded = round_trip({"one": key, "split": jax.random.split(key)}, path)
+    assert loaded["one"].dtype == key.dtype
+    assert jax.random.uniform(loaded["one"]) == jax.random.uniform(key)
+    assert jax.random.bits(loaded["split"][1]) == jax.random.bits(jax.random.split(key)[1])
+
+
+def test_one_array_in_two_places_stays_one(path: Path) -> None:
+    array = jnp.arange(1000.0)
+    loaded = round_trip([array, {"again": array}], path)
+    assert loaded[0] is loaded[1]["again"]
+    assert path.stat().st_size < 1.5 * array.nbytes
+
+
+def test_trees_keep_their_structure(path: Path) -> None:
+    tree = {"a": [jnp.ones(2), None], "b": (jnp.zeros(()), {"c": np.ones(3)}), "d": 1.5}
+    loaded = round_trip(tree, path)
+    assert jax.tree.structure(loaded) == jax.tree.structure(tree)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), *(
+        jax.tree.map(jnp.asarray, each) for each in (tree, loaded)))))  # fmt: skip
+
+
+def test_partials_and_lambdas_over_arrays_work(path: Path) -> None:
+    weight = jnp.arange(3.0)
+    loaded = round_trip([jax.tree_util.Partial(lambda w, x: w * x, weight), weight], path)
+    assert loaded[0](2.0).tolist() == [0, 2, 4]
+    assert loaded[0].args[0] is loaded[1]
+
+
+def test_arrays_with_a_sharding_of_one_device_come_back(path: Path) -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    array = jax.device_put(jnp.arange(4.0), sharding)
+    assert_same(jnp.arange(4.0), round_trip(array, path))
+
+
+def test_an_array_that_was_deleted_is_refused_with_its_place(path: Path) -> None:
+    array = jnp.ones(3)
+    array.delete()
+    with pytest.raises(genesis.UnpicklableStateError, match="deleted") as caught:
+        genesis.save({"a": [array]}, path)
+    assert caught.value.place == "['a'][0]"
+
+
+def test_a_traced_array_is_refused(path: Path) -> None:
+    @jax.jit
+    def step(x: Any) -> Any:
+        genesis.save({"x": x}, path)
+        return x
+
+    with pytest.raises(genesis.UnpicklableStateError, match="[Tt]race"):
+        step(jnp.ones(3))
+
+
+def test_an_array_whose_buffer_is_donated_during_a_background_save_is_saved_whole(
+    path: Path,
+) -> None:
+    array = jnp.arange(1_000_000.0)
+    future = genesis.save({"a": array}, path, background=True, clear=False)
+    jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(array).block_until_ready()
+    future.result()
+    assert bool((genesis.load(path)["a"] == jnp.arange(1_000_000.0)).all())
+
+
+def test_a_second_reader_reads_jax_arrays(path: Path) -> None:
+    array = jnp.arange(6, dtype="bfloat16").reshape(2, 3)
+    genesis.save({"x": array}, path)
+    assert_same(array, read(path)["x"])
+    assert np.asarray(array).tobytes() in take_apart(path).data
