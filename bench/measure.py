@@ -163,9 +163,7 @@ def _read(loaded: Any) -> None:
         states.as_numpy(array).reshape(-1).view("uint8")[::4096].sum()
 
 
-def _demand_equal(
-    loaded: Any, how: str, expected: dict[str, Any], probe: tuple[str, str]
-) -> None:
+def _demand_equal(loaded: Any, how: str, expected: dict[str, Any], probe: tuple[str, str]) -> None:
     if how == "partial":
         name = "/".join(probe)
         expected = {name: expected[name]}

@@ -576,9 +576,7 @@ class GenesisCopy(Genesis):
         self._genesis.prewarm(tree)
 
     def save(self, tree: Tree, path: str) -> Ticket:
-        future = self._genesis.save(
-            tree, path, background=True, clear=False, capture=self.capture
-        )
+        future = self._genesis.save(tree, path, background=True, clear=False, capture=self.capture)
         return _ticket(future, future.wait_captured)
 
 

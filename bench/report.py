@@ -52,7 +52,9 @@ def _maker(make: Callable[..., str], results: Results, *more: str) -> Callable[[
 
 def page(texts: dict[str, str]) -> str:
     """All blocks, one below the other."""
-    return "\n\n".join(f"## {name}\n\n{text}{_picture(name)}" for name, text in texts.items()) + "\n"
+    return (
+        "\n\n".join(f"## {name}\n\n{text}{_picture(name)}" for name, text in texts.items()) + "\n"
+    )
 
 
 def _picture(name: str, folder: str = ".") -> str:

@@ -85,9 +85,8 @@ def _gpt(name: str, nbytes: int) -> State:
 
 def _small(nbytes: int) -> State:
     """1,200 parameters of 960 bytes with AdamW: 4,800 tensors, all under 1 KB."""
-    from torch import nn
-
     from gpt import Trainer
+    from torch import nn
 
     layers = max(2, round(1200 * nbytes / (4 * MB)))
     module = nn.Sequential(
@@ -131,7 +130,6 @@ def _tensors(name: str, nbytes: int, count: int) -> State:
 def _arrays(name: Literal["numpy", "jax"], nbytes: int) -> State:
     """The shapes of the GPT's state: 100 parameters with two moments each, 300 arrays."""
     import numpy as np
-
     from gpt import gpt_of
 
     generator = np.random.default_rng(0)

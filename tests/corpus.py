@@ -16,7 +16,6 @@ import enum
 import fractions
 import functools
 import ipaddress
-import itertools
 import logging
 import operator
 import pathlib
@@ -26,7 +25,7 @@ import threading
 import types
 import typing
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -138,7 +137,13 @@ class Reduced:
         self.pairs[key] = value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Reduced, (self.seed,), {"more": self.more}, iter(self.items), iter(self.pairs.items())
+        return (
+            Reduced,
+            (self.seed,),
+            {"more": self.more},
+            iter(self.items),
+            iter(self.pairs.items()),
+        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.more = state["more"]
@@ -438,4 +443,3 @@ NEEDS_DILL: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "read-only mapping": (lambda: types.MappingProxyType({1: 2}), lambda view: _is({1: 2})(view)),
 }
 """What only dill saves, each with a check of what it does."""
-

@@ -85,7 +85,9 @@ class _Walk:
         _demand(one == other, place, one, other)
 
     def _extra(self, one: Any, other: Any, place: str) -> None:
-        self.visit(dict(_vars(one)), dict(_vars(other)), f"{place}.__dict__") if _vars(one) else None
+        self.visit(dict(_vars(one)), dict(_vars(other)), f"{place}.__dict__") if _vars(
+            one
+        ) else None
 
     def _function(self, one: Any, other: Any, place: str) -> None:
         if one is other:

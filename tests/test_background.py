@@ -142,9 +142,7 @@ def test_deferred_takes_all_but_large_tensors_at_once(tmp_path: Path) -> None:
 def test_deferred_lets_large_tensors_change_after_wait_captured(tmp_path: Path) -> None:
     large = torch.zeros(1 << 20)
     with held(tmp_path):
-        save = genesis.save(
-            {"large": large}, tmp_path / "f", background=True, capture="deferred"
-        )
+        save = genesis.save({"large": large}, tmp_path / "f", background=True, capture="deferred")
         save.wait_captured(DEADLINE)
         assert save.captured
         assert not save.done()
@@ -712,6 +710,8 @@ def test_supersede_and_wait_from_two_threads_keep_order_and_memory(
     assert outcomes[int(found[0])] == "durable"
     # Give-backs that happened twice would let more than the budget through.
     with held(tmp_path):
-        genesis.save({"x": np.zeros(small_budget - 5000, np.uint8)}, tmp_path / "a", background=True)
+        genesis.save(
+            {"x": np.zeros(small_budget - 5000, np.uint8)}, tmp_path / "a", background=True
+        )
         over = genesis.save({"x": np.zeros(9000)}, tmp_path / "b", background=True, on_busy="skip")
         assert over.result(0).outcome == "skipped"

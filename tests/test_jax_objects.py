@@ -7,17 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-import genesis
 from same import assert_same_array
 from second_reader import read, take_apart
+
+import genesis
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
 jnp = jax.numpy
 
 DTYPES = [
     *("bool", "int8", "int16", "int32", "uint8", "uint16", "uint32", "float16", "float32"),
-    *("bfloat16", "complex64", "int4", "uint4", "float8_e4m3fn", "float8_e5m2", "float8_e4m3b11fnuz"),
+    *(
+        "bfloat16",
+        "complex64",
+        "int4",
+        "uint4",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "float8_e4m3b11fnuz",
+    ),
     *("float8_e4m3fnuz", "float8_e5m2fnuz"),
 ]
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
-
-import genesis
 from same import assert_same, assert_same_array
 from second_reader import read, take_apart
+
+import genesis
 
 MODES = [{}, {"mmap": True}]
 
@@ -26,7 +26,9 @@ def round_trip(value: Any, path: Path, **keywords: Any) -> Any:
 
 
 ALIGNED = np.dtype([("a", "i1"), ("b", "f8")], align=True)
-PADDED = np.dtype({"names": ["a", "b"], "formats": ["i1", "f8"], "offsets": [3, 16], "itemsize": 40})
+PADDED = np.dtype(
+    {"names": ["a", "b"], "formats": ["i1", "f8"], "offsets": [3, 16], "itemsize": 40}
+)
 UNION = np.dtype({"names": ["a", "b"], "formats": ["u2", "u4"], "offsets": [0, 0], "itemsize": 4})
 TITLES = np.dtype([(("Title of a", "a"), "i1"), ("b", "f8")])
 NESTED = np.dtype([("a", [("x", ">i2"), ("y", "S3")]), ("b", "f8", (2, 3)), ("c", "U4")])
@@ -86,9 +88,7 @@ def filled(dtype: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("keywords", MODES, ids=str)
 @pytest.mark.parametrize("name", ARRAYS)
-def test_arrays_keep_dtype_shape_and_bytes(
-    name: str, keywords: dict[str, Any], path: Path
-) -> None:
+def test_arrays_keep_dtype_shape_and_bytes(name: str, keywords: dict[str, Any], path: Path) -> None:
     array = ARRAYS[name]()
     loaded = round_trip(array, path, **keywords)
     assert_same_array(array, loaded)

@@ -6,27 +6,23 @@ Tensors and arrays of one framework have files of their own.
 from __future__ import annotations
 
 import copy
-import enum
-import io
-import json
 import pickle
 import subprocess
 import sys
 import textwrap
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import corpus
 import dill
 import numpy as np
 import pytest
 import torch
-
-import corpus
-import genesis
 from same import assert_same
 from second_reader import read_index
+
+import genesis
 
 
 def round_trip(state: Any, path: Path, **keywords: Any) -> Any:
@@ -354,6 +350,7 @@ def test_what_main_defined_finds_its_globals_where_the_same_program_resumes(of_m
 
 # --- Readers without genesis ----------------------------------------------------------------------
 
+
 def test_plain_pickle_reads_basic_objects_without_genesis_numpy_or_torch(path: Path) -> None:
     state = {"epoch": 3, "history": [0.5, 0.25], "names": {"a", "b"}, "nested": {"x": (1, None)}}
     genesis.save(state, path, clear=False)
@@ -365,7 +362,7 @@ def test_plain_pickle_reads_basic_objects_without_genesis_numpy_or_torch(path: P
             state = pickle.load(file)
         print(json.dumps(repr(state["nested"])), json.dumps(state["history"]), state["epoch"])
     """
-    assert python(code, path) == '"{\'x\': (1, None)}" [0.5, 0.25] 3\n'
+    assert python(code, path) == "\"{'x': (1, None)}\" [0.5, 0.25] 3\n"
 
 
 def test_plain_pickle_reads_numpy_without_genesis(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from same import assert_same, assert_same_tensor
+from second_reader import read, take_apart
 from torch import nn
 
 import genesis
-from same import assert_same, assert_same_tensor
-from second_reader import read, take_apart
 
 SMALL = 4096
 """Bytes that the file of a few small tensors never reaches."""
@@ -315,7 +315,9 @@ def test_sparse_tensors_keep_layout_indices_and_values(
     if layout == "coo":
         tensor = dense.to_sparse()
     else:
-        tensor = dense.to_sparse(layout=getattr(torch, f"sparse_{layout}"), blocksize=BLOCKS[layout])
+        tensor = dense.to_sparse(
+            layout=getattr(torch, f"sparse_{layout}"), blocksize=BLOCKS[layout]
+        )
     loaded = round_trip(tensor, path, weights_only=weights_only)
     assert (loaded.layout, loaded.dtype) == (tensor.layout, tensor.dtype)
     assert torch.equal(loaded.values(), tensor.values())

@@ -449,9 +449,7 @@ def test_forks_at_random_moments_leave_children_whose_futures_all_end(tmp_path: 
 
     statuses = []
     for number in range(60):
-        saves = [
-            genesis.save({"n": number}, tmp_path / f"f{n}", background=True) for n in range(8)
-        ]
+        saves = [genesis.save({"n": number}, tmp_path / f"f{n}", background=True) for n in range(8)]
         for save in saves[: number % 8]:
             save.result(DEADLINE)
         statuses.append(in_child(lambda saves=saves: all_end(saves)))

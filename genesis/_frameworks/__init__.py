@@ -48,7 +48,7 @@ def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[i
         nothing = object()
         return b"", {id(DATA): (0, DATA), id(nothing): (1, nothing)}
     torch = import_module(f"{__name__}.torch")
-    if found := import_module(f"{__name__}.ledger").ledger_for(state):
+    if found := import_module(f"{__name__}.torch_ledger").ledger_for(state):
         ledger, tensors = found
         return ledger.opcodes, ledger.open(tensors, region)
     return b"", {id(DATA): (0, DATA), id(torch.FROM_BUFFER): (1, torch.FROM_BUFFER)}

@@ -43,12 +43,20 @@ def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
 
 def reduce_dtype(dtype: np.dtype[Any]) -> Any:
     """``np.dtype(string)``, of a structure ``np.dtype(dict, align)``, else ``np.dtype(class)``."""
-    if dtype.metadata or dtype.hasobject or dtype.subdtype:
+    if dtype.metadata or dtype.hasobject or dtype.subdtype or _is_special_structure(dtype):
         return dtype.__reduce__()
     if dtype.fields:
         return np.dtype, (_fields(dtype), dtype.isalignedstruct)
-    of_extension = dtype.isbuiltin == 2
-    return np.dtype, (dtype.type if of_extension else dtype.str,)
+    if dtype.isbuiltin == 2:
+        return np.dtype, (dtype.type,)
+    # Two integer types can have one size, and then one string: the character tells them apart.
+    same = type(np.dtype(dtype.str)) is type(dtype)
+    return np.dtype, (dtype.str if same else dtype.char,)
+
+
+def _is_special_structure(dtype: np.dtype[Any]) -> bool:
+    """A structure of records, or of no fields."""
+    return dtype.names is not None and (not dtype.names or dtype.type is not np.void)
 
 
 def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
