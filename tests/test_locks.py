@@ -264,6 +264,7 @@ def test_a_killed_writer_holds_no_lock_through_the_children_it_forked(tmp_path: 
     assert blocked == 0
 
 
+@pytest.mark.alone
 def test_a_forked_child_that_lives_on_does_not_keep_the_parent_from_saving(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     with held(tmp_path):

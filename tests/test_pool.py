@@ -167,6 +167,7 @@ def test_the_caller_does_the_work_where_no_thread_can_start(pool: Pool) -> None:
     assert pool.submit(threading.current_thread).result(DEADLINE) is not threading.current_thread()
 
 
+@pytest.mark.alone
 def test_a_forked_child_has_an_empty_pool_that_works(pool: Pool) -> None:
     with occupied(pool):
         pool.submit(os._exit, 9)  # the parent's, never to run in the child

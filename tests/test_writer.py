@@ -240,6 +240,7 @@ def trouble(folder: Path, act: Callable[[], object], background: bool) -> Iterat
             return
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("kind", ["interrupt", "save", "save of the same path"])
 @pytest.mark.parametrize("background", [False, True])
 def test_a_signal_at_any_line_of_a_save_leaves_a_writer_that_works(
@@ -312,7 +313,7 @@ def test_an_interrupt_in_the_middle_of_a_synchronous_save_rolls_it_back(
 def test_an_interrupt_while_a_save_waits_for_its_turn_withdraws_it(
     tmp_path: Path, main_thread: int, background: bool
 ) -> None:
-    class Path_(os.PathLike[str]):
+    class Calling(os.PathLike[str]):
         def __fspath__(self) -> str:
             called.set()
             return str(tmp_path / "f")
@@ -327,7 +328,7 @@ def test_an_interrupt_while_a_save_waits_for_its_turn_withdraws_it(
         first = start_save({"n": 1}, tmp_path / "f")
         thread.start()
         with pytest.raises(KeyboardInterrupt, match=r"^$"):
-            genesis.save({"n": 2}, Path_(), background=background)
+            genesis.save({"n": 2}, Calling(), background=background)
     thread.join(DEADLINE)
     assert first.result(DEADLINE).outcome == "durable"
     assert genesis.load(tmp_path / "f") == {"n": 1}
@@ -372,6 +373,7 @@ def test_an_interrupt_while_waiting_for_a_result_ends_the_waiting_only(
 # Fork
 
 
+@pytest.mark.alone
 def test_a_forked_child_saves_on_its_own_while_the_parent_is_in_a_save(tmp_path: Path) -> None:
     with held(tmp_path):
         mine = start_save({"n": "parent"}, tmp_path / "f")
@@ -390,6 +392,7 @@ def test_a_forked_child_saves_on_its_own_while_the_parent_is_in_a_save(tmp_path:
     assert len(os.listdir(other)) == 5
 
 
+@pytest.mark.alone
 def test_a_forked_child_may_save_the_path_that_its_parent_is_saving(tmp_path: Path) -> None:
     with held(tmp_path) as hold:
         start_save({"n": "parent"}, tmp_path / "f")
@@ -405,6 +408,7 @@ def test_a_forked_child_may_save_the_path_that_its_parent_is_saving(tmp_path: Pa
     assert litter(tmp_path) == []
 
 
+@pytest.mark.alone
 def test_futures_of_the_parent_say_so_in_the_child(tmp_path: Path) -> None:
     def refuses(wait: Callable[[], object]) -> bool:
         try:
@@ -429,12 +433,14 @@ def test_futures_of_the_parent_say_so_in_the_child(tmp_path: Path) -> None:
     assert [save.result(DEADLINE).outcome for save in saves] == ["durable"] * 2
 
 
+@pytest.mark.alone
 def test_futures_that_ended_before_the_fork_keep_their_result(tmp_path: Path) -> None:
     save = genesis.save({"n": 1}, tmp_path / "f", background=True)
     save.result(DEADLINE)
     assert in_child(lambda: save.result(0).outcome == "durable") == 0
 
 
+@pytest.mark.alone
 def test_forks_at_random_moments_leave_children_whose_futures_all_end(tmp_path: Path) -> None:
     """
     Race: 1. a writer thread takes a future off the list of pending ones; 2. fork; 3. the thread
@@ -457,6 +463,7 @@ def test_forks_at_random_moments_leave_children_whose_futures_all_end(tmp_path: 
     assert statuses == [0] * 60
 
 
+@pytest.mark.alone
 def test_a_fork_inside_a_capture_leaves_both_sides_able_to_save(tmp_path: Path) -> None:
     statuses: list[int] = []
 
