@@ -10,6 +10,7 @@ import itertools
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from pickletools import genops
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,16 @@ def test_quantized_tensors_keep_their_integers_and_their_scheme(
         assert loaded.qscheme() == tensor.qscheme()
         assert torch.equal(loaded.int_repr(), tensor.int_repr())
         assert torch.equal(loaded.dequantize(), tensor.dequantize())
+
+
+def test_constants_of_torch_are_named_as_torchs(path: Path) -> None:
+    """Not as those of whichever module imported torch first: a reader may not have that one."""
+    constants = [torch.channels_last, torch.preserve_format, torch.bfloat16, torch.sparse_coo]
+    assert round_trip(constants, path) == constants
+    text = [part for _, part, _ in genops(take_apart(path).skeleton) if isinstance(part, str)]
+    assert {"torch", "channels_last", "preserve_format"} <= set(text)
+    assert not [part for part in text if part.startswith("torch.") and part.endswith("format")]
+    assert not [part for part in text if part.endswith("test_torch_objects")]
 
 
 # --- Views and what they share --------------------------------------------------------------------

@@ -42,21 +42,38 @@ def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
 
 
 def reduce_dtype(dtype: np.dtype[Any]) -> Any:
-    """``np.dtype(string)``, of a structure ``np.dtype(dict, align)``, else ``np.dtype(class)``."""
-    if dtype.metadata or dtype.hasobject or dtype.subdtype or _is_special_structure(dtype):
+    """``np.dtype(spec)``, for structures and where there is metadata with all of its arguments."""
+    spec = _spec(dtype)
+    metadata = dict(dtype.metadata or {})
+    if spec is None or not _is_plain(metadata):
         return dtype.__reduce__()
-    if dtype.fields:
-        return np.dtype, (_fields(dtype), dtype.isalignedstruct)
+    if metadata:
+        return np.dtype, (spec, dtype.isalignedstruct, False, metadata)
+    return np.dtype, (spec, dtype.isalignedstruct) if dtype.names is not None else (spec,)
+
+
+def _spec(dtype: np.dtype[Any]) -> Any:
+    """What `np.dtype` makes the dtype of, ``None`` where only its own reduction knows."""
+    if dtype.hasobject:
+        return None
+    if dtype.subdtype:
+        return dtype.subdtype
+    if dtype.names is not None:
+        if dtype.type is np.record:
+            return np.record, np.dtype((np.void, dtype))
+        return _fields(dtype) if dtype.type is np.void else None
     if dtype.isbuiltin == 2:
-        return np.dtype, (dtype.type,)
+        return dtype.type
     # Two integer types can have one size, and then one string: the character tells them apart.
-    same = type(np.dtype(dtype.str)) is type(dtype)
-    return np.dtype, (dtype.str if same else dtype.char,)
+    # That of C's long means another size on another system, so there the string has to do.
+    same = type(np.dtype(dtype.str)) is type(dtype) or dtype.char in "lL"
+    return dtype.str if same else dtype.str[0] + dtype.char
 
 
-def _is_special_structure(dtype: np.dtype[Any]) -> bool:
-    """A structure of records, or of no fields."""
-    return dtype.names is not None and (not dtype.names or dtype.type is not np.void)
+def _is_plain(metadata: dict[Any, Any]) -> bool:
+    """Whether metadata is nothing but text and numbers, as a reader of untrusted files asks."""
+    scalars = str, bytes, int, float, bool, type(None)
+    return all(type(part) in scalars for pair in metadata.items() for part in pair)
 
 
 def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
@@ -65,7 +82,7 @@ def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
     fields = [described[name] for name in names]
     record: dict[str, Any] = {
         "names": names,
-        "formats": [field[0] for field in fields],
+        "formats": [field[0].subdtype or field[0] for field in fields],
         "offsets": [field[1] for field in fields],
         "itemsize": dtype.itemsize,
     }

@@ -209,7 +209,14 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
         Parameter: storages.reduce_parameter,
         TypedStorage: storages.reduce_typed_storage,
         UntypedStorage: storages.reduce_storage,
+        torch.memory_format: _reduce_format,
     }.get(cls)
+
+
+def _reduce_format(memory_format: torch.memory_format) -> str:
+    """Its name. torch's own reduction gives a dotted one, for which pickle takes the first module
+    that has imported torch, be it a script that nobody else has."""
+    return str(memory_format).removeprefix("torch.")
 
 
 def _span(tensor: torch.Tensor) -> Span:

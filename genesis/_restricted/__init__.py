@@ -111,7 +111,7 @@ def load(
         refused = _refused(skeleton, exc, with_region=data is not None)
         problem = _message(exc, refused)
         offset = base_offset + machine.start
-        raise UnsafeLoadError(path, problem, offset, refused=refused) from exc
+        raise UnsafeLoadError(path, problem, offset, exc.hint, refused) from exc
     finally:
         _take_apart(site.defaultdicts, reached)
     return value

@@ -27,11 +27,13 @@ class RefusedError(Exception):
 
     Attributes:
         names: the globals or opcodes asked for.
+        hint: the cure, where it is another than trust.
     """
 
-    def __init__(self, problem: str, *names: str) -> None:
+    def __init__(self, problem: str, *names: str, hint: str | None = None) -> None:
         super().__init__(problem)
         self.names = names
+        self.hint = hint
 
 
 class World(Protocol):

@@ -26,13 +26,19 @@ from .site import (
 
 MAX_FIELDS: Final = 1 << 14
 MAX_DEPTH: Final = 16
-DTYPE: Final = re.compile(r"[<>|=]?([biufcSUVmM])([0-9]{1,10})(\[\w{1,24}\])?", re.ASCII)
-"""A dtype that is no structure and holds no objects, as ``dtype.str`` writes it."""
+MAX_ITEM: Final = 2**31 - 1
+DTYPE: Final = re.compile(
+    r"[<>|=]?(?:([biufcSUVmM])([0-9]{1,10})(\[\w{1,24}\])?|([iIqQ]))", re.ASCII
+)
+"""A dtype that is no structure and holds no objects, as ``dtype.str`` writes it, or an integer by
+the character of its type."""
 
 _COLUMNS: Final = frozenset(("names", "formats", "offsets", "itemsize", "titles"))
+_SCALARS: Final = frozenset((str, bytes, int, float, bool, type(None)))
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
+list_constants("numpy", "record")
 list_constants(
     "ml_dtypes",
     "bfloat16 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz "
@@ -54,6 +60,8 @@ def item_size(text: str) -> int:
     match = DTYPE.fullmatch(text)
     if match is None:
         raise RefusedError("a string that names no dtype of plain data")
+    if match[4]:
+        return 8 if match[4] in "qQ" else 4
     return int(match[2]) * (_CHARACTER if match[1] == "U" else 1)
 
 
@@ -83,7 +91,8 @@ def _ndarray(
     strides: object = None,
 ) -> object:
     sizes = naturals(shape)
-    require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as the dtype of an array")
+    _check_dtype(dtype, "the dtype of an array")
+    require(dtype.subdtype is None, "an array whose elements are arrays")
     if region is None:
         require(not count_of(sizes) * dtype.itemsize, "an array has elements and no data")
         return _np().ndarray(sizes, dtype)
@@ -101,7 +110,7 @@ def _jax_array(site: Site, array: Any) -> object:
 
 @builds("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 def _scalar(site: Site, dtype: Any, content: Any) -> object:
-    require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as the dtype of a scalar")
+    _check_dtype(dtype, "the dtype of a scalar")
     require(type(content) is bytes and len(content) == dtype.itemsize, "a scalar of other bytes")
     site.charge(dtype.itemsize)
     scalar, _ = _np().float64(0).__reduce__()  # stands in another module in NumPy 1 than in 2
@@ -109,20 +118,55 @@ def _scalar(site: Site, dtype: Any, content: Any) -> object:
 
 
 @builds("numpy dtype")
-def _dtype(site: Site, spec: Any, aligned: object = False, copied: object = False) -> object:
+def _dtype(
+    site: Site, spec: Any, aligned: object = False, copied: object = False, metadata: object = None
+) -> object:
+    made = _of_spec(site, spec, aligned=flag(aligned))
+    require(not made.hasobject, "a dtype of Python objects")
+    if metadata is None:
+        return made
+    # NumPy walks metadata as it likes, and the judge of the whole result does not see it.
+    if type(metadata) is not dict or not _SCALARS.issuperset(map(type, metadata.values())):
+        raise RefusedError("a dtype with metadata that is more than text and numbers")
+    site.charge(16 * len(metadata))
+    return _noted(site, _np().dtype(made, made.isalignedstruct, False, metadata), made)
+
+
+def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
     if type(spec) is dict:
-        return _structure(site, spec, aligned=flag(aligned))
+        return _structure(site, spec, aligned=aligned)
+    if type(spec) is tuple:
+        return _of_pair(site, *_pair(spec))
     if type(spec) is str:
         item_size(spec)
     else:
         extension = isinstance(spec, type) and spec.__module__ == "ml_dtypes"
         require(extension, f"{brief(spec)} as a dtype")
-    dtype = _np().dtype(spec)
-    require(not dtype.hasobject, "a dtype of Python objects")
-    return dtype
+    return _np().dtype(spec)
 
 
-def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> object:
+def _pair(spec: tuple[Any, ...]) -> tuple[Any, Any]:
+    require(len(spec) == 2, "a dtype of other parts")
+    return spec[0], spec[1]
+
+
+def _of_pair(site: Site, first: Any, second: Any) -> Any:
+    """An array as one element, or a structure whose elements are records."""
+    if first is _np().record:
+        _check_dtype(second, "what records are of")
+        require(second.names is not None, "records of no structure")
+        return _noted(site, _np().dtype((first, second)), second)
+    _check_dtype(first, "the elements of an array")
+    shape = naturals(second)
+    require(count_of(shape) * first.itemsize <= MAX_ITEM, "an element of 2 GiB and more")
+    return _noted(site, _np().dtype((first, shape)), first)
+
+
+def _check_dtype(dtype: object, role: str) -> None:
+    require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as {role}")
+
+
+def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> Any:
     require(spec.keys() <= _COLUMNS, "a dtype with columns that no dtype has")
     names, formats, offsets = (_column(site, spec, key) for key in ("names", "formats", "offsets"))
     require(len(names) == len(formats) == len(offsets), "the columns of a dtype differ in length")
@@ -140,9 +184,7 @@ def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> object:
     if "titles" in spec:
         clean["titles"] = _column(site, spec, "titles")
         require(all(type(t) in (str, type(None)) for t in clean["titles"]), "a title is no string")
-    made = _np().dtype(clean, align=aligned)
-    _note_structure(site, made, [dtype for dtype, _ in fields])
-    return made
+    return _noted(site, _np().dtype(clean, align=aligned), *(dtype for dtype, _ in fields))
 
 
 def _column(site: Site, spec: dict[Any, Any], key: str) -> list[Any]:
@@ -156,15 +198,16 @@ def _column(site: Site, spec: dict[Any, Any], key: str) -> list[Any]:
 def _field(form: Any) -> tuple[Any, tuple[int, ...]]:
     """A dtype and a shape, of which a field is an array."""
     dtype, shape = form if type(form) is tuple and len(form) == 2 else (form, ())
-    require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as the format of a field")
+    _check_dtype(dtype, "the format of a field")
     return dtype, naturals(shape)
 
 
-def _note_structure(site: Site, made: object, dtypes: list[Any]) -> None:
-    """NumPy walks structures by recursion, and their shared parts each time anew: both are bounded
-    where they are made."""
-    known = [site.structures.get(id(each), (each, 1, 0)) for each in dtypes]
+def _noted(site: Site, made: Any, *parts: object) -> Any:
+    """A dtype of other dtypes. NumPy walks these by recursion, and shared parts each time anew:
+    both are bounded where they are made."""
+    known = [site.structures.get(id(each), (each, 1, 0)) for each in parts]
     fields = 1 + sum(count for _, count, _ in known)
     depth = 1 + max((depth for _, _, depth in known), default=0)
     require(fields <= MAX_FIELDS and depth <= MAX_DEPTH, "a dtype of very many parts")
     site.structures[id(made)] = made, fields, depth
+    return made

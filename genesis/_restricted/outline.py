@@ -14,7 +14,7 @@ from .._errors import CorruptCheckpointError
 from . import numpy, torch
 from .machine import EVERY_OPCODE, Machine, MalformedError, RefusedError
 from .numpy import array_range
-from .site import CUDA, FROM_BUFFER, Site, brief, natural, naturals
+from .site import CUDA, FROM_BUFFER, Site, brief, count_of, natural, naturals
 from .torch import check_view, storage_range
 
 _UNBOUNDED: Final = 2**63 - 1
@@ -268,12 +268,22 @@ def _dtype(world: InertWorld, spec: Any, *rest: object) -> object:
     if type(spec) is dict:
         item = natural(spec["itemsize"])
         return _Dtype(f"|V{item}", item)
+    if type(spec) is tuple:
+        return _dtype_of_pair(*spec)
     if type(spec) is str and numpy.DTYPE.fullmatch(spec):
         return _Dtype(spec, numpy.item_size(spec))
     name = _expect(Opaque, spec).name
     if not name.startswith("ml_dtypes."):
         raise TypeError
     return _Dtype(name, 2 if name == "ml_dtypes.bfloat16" else 1)
+
+
+def _dtype_of_pair(first: object, second: Any) -> _Dtype:
+    """A structure of records, or an array as one element."""
+    if isinstance(first, _Dtype):
+        item = first.item * count_of(naturals(second))
+        return _Dtype(f"|V{item}", item)
+    return _expect(_Dtype, second)
 
 
 def _dotted(name: str) -> str:

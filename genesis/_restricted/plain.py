@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, defaultdict
 from typing import Any, Final
 
 from .machine import RefusedError
-from .site import Site, Token, brief, builds, require
+from .site import CONSTRUCTORS, Site, Token, brief, builds, require
 
 FACTORIES: Final = {
     f"{module} {kind.__name__}": kind
@@ -108,3 +108,11 @@ def _range(site: Site, start: object, stop: object, step: object) -> object:
     if type(start) is not int or type(stop) is not int or type(step) is not int:
         raise RefusedError("a range of no integers")
     return range(start, stop, step)
+
+
+@builds("dill._dill _load_type")
+def _type(site: Site, name: object) -> object:
+    """How dill writes a type of this module: a name for a name."""
+    token = Token(f"builtins {name}" if type(name) is str else "")
+    require(token.name in CONSTRUCTORS or token.name in FACTORIES, "a type that is not on the list")
+    return token

@@ -162,7 +162,7 @@ def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keyw
     try:
         return function(*arguments, **keywords)
     except RefusedError as exc:
-        raise RefusedError(f"{what}: {exc}", *exc.names) from exc
+        raise RefusedError(f"{what}: {exc}", *exc.names, hint=exc.hint) from exc
     except Exception as exc:
         raise RefusedError(f"{what}: {type(exc).__name__}: {exc}") from exc
 
@@ -174,7 +174,8 @@ def _set_state(thing: Any, state: Any) -> None:
         return
     pair = state if type(state) is tuple and len(state) == 2 else (state, None)
     attributes, slots = pair
-    vars(thing).update(attributes or {})
+    if attributes:
+        vars(thing).update(attributes)
     for name, value in (slots or {}).items():
         setattr(thing, name, value)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
+from .machine import RefusedError
 from .site import (
     CUDA,
     FROM_BUFFER,
@@ -45,6 +46,7 @@ DTYPES: Final = {
 """Bytes an element. Quantized types of several elements a byte are left out: no bound of theirs can
 be computed from a shape."""
 
+_ON_HOST: Final = "load it with map_location='cpu' where there is no such device"
 _METADATA: Final = "a tensor with metadata other than of a conjugated or negated view"
 _LAYOUTS: Final = frozenset(
     ("strided", "sparse_coo", "sparse_csr", "sparse_csc", "sparse_bsr", "sparse_bsc", "jagged")
@@ -52,11 +54,12 @@ _LAYOUTS: Final = frozenset(
 
 list_constants("torch", " ".join(DTYPES))
 list_constants("torch", "per_tensor_affine per_channel_affine per_channel_affine_float_qparams")
-list_constants(
-    "torch",
-    "channels_last channels_last_3d contiguous_format preserve_format",
-    written_as="torch._utils torch.",
-)
+for _written_as in ("torch ", "torch._utils torch."):
+    list_constants(
+        "torch",
+        "channels_last channels_last_3d contiguous_format preserve_format",
+        written_as=_written_as,
+    )
 
 
 def _torch() -> Any:
@@ -100,7 +103,10 @@ def _storage_on_device(site: Site, storage: Any, index: object) -> object:
     from .._frameworks.torch import constructor
 
     module, name = CUDA.split()
-    return constructor(module, name, site.map_location)(storage, index)
+    try:
+        return constructor(module, name, site.map_location)(storage, index)
+    except RuntimeError as exc:
+        raise RefusedError(f"no storage on cuda:{index} ({exc})", hint=_ON_HOST) from exc
 
 
 def _device_index(index: object) -> int:

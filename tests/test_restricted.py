@@ -1,0 +1,839 @@
+"""``weights_only=True`` and the outline: what they read, what they refuse, and how they say so.
+
+What they do with hostile files is in `attacks`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import io
+import pickle
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import dill
+import numpy as np
+import pytest
+import torch
+from attacks import assembler as asm
+from same import assert_same
+from torch import nn
+
+import genesis
+from genesis import _restricted
+from genesis._restricted import machine, strict
+from genesis._restricted.torch import DTYPES
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Sparse .* support is in beta:UserWarning"),
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning"),
+    pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning"),
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated:UserWarning"),
+]
+
+
+def load_both(state: Any, path: Path, **keywords: Any) -> tuple[Any, Any]:
+    """Save a state; load it with every check and without any."""
+    genesis.save(state, path, clear=False)
+    return genesis.load(path, weights_only=True, **keywords), genesis.load(path, **keywords)
+
+
+# --- States that load -----------------------------------------------------------------------------
+
+
+def _trained(optimizer: type[torch.optim.Optimizer], **options: Any) -> Any:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    used = optimizer(net.parameters(), **options)
+
+    def closure() -> torch.Tensor:
+        used.zero_grad()
+        loss: torch.Tensor = net(torch.ones(2, 3)).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        used.step(closure)
+    return {"model": net.state_dict(), "optimizer": used.state_dict(), "loss": 0.5, "epoch": 3}
+
+
+OPTIMIZERS = {
+    "Adam": {"amsgrad": True},
+    "AdamW": {},
+    "Adafactor": {},
+    "Adadelta": {},
+    "Adagrad": {},
+    "Adamax": {},
+    "ASGD": {},
+    "LBFGS": {},
+    "NAdam": {},
+    "RAdam": {},
+    "RMSprop": {"momentum": 0.1, "centered": True},
+    "Rprop": {},
+    "SGD": {"lr": 0.1, "momentum": 0.9},
+}
+
+
+def _schedulers() -> Any:
+    used = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    schedulers = torch.optim.lr_scheduler
+    made = [
+        schedulers.StepLR(used, 2),
+        schedulers.MultiStepLR(used, [2, 2, 5]),
+        schedulers.CosineAnnealingLR(used, 5),
+        schedulers.ReduceLROnPlateau(used),
+        schedulers.LambdaLR(used, _half),
+    ]
+    return [each.state_dict() for each in made]
+
+
+def _half(epoch: int) -> float:
+    return 0.5**epoch
+
+
+def _dtypes() -> Any:
+    names = [name for name in DTYPES if not name.startswith(("q", "float4"))]
+    made = {name: torch.zeros(6, dtype=torch.uint8).repeat(16) for name in names}
+    return {name: made[name].view(getattr(torch, name)) for name in names if name != "bool"}
+
+
+def _views() -> Any:
+    base = torch.arange(24.0).reshape(2, 3, 4)
+    wave = torch.complex(base, base + 1)
+    return {
+        "base": base,
+        "part": base[1, :, 1:3],
+        "transposed": base.permute(2, 0, 1),
+        "expanded": base[0, 0, 0].expand(1000),
+        "small": torch.arange(10_000)[5000:5003],
+        "scalar": torch.tensor(3.5),
+        "empty": torch.empty(0, 5),
+        "empty view": base[3:],
+        "conjugated": wave.conj(),
+        "negated": wave.conj().imag,
+        "channels last": torch.ones(1, 2, 3, 4).to(memory_format=torch.channels_last),
+        "bool": torch.tensor([True, False]),
+        "gradient": torch.ones(2, requires_grad=True),
+    }
+
+
+def _parameters() -> Any:
+    net = nn.Linear(2, 2)
+    return [net.weight, net.weight, nn.Parameter(torch.ones(2), requires_grad=False)]
+
+
+def _numpy() -> Any:
+    structure = np.dtype(
+        [("a", "<f4"), ("b", ">i2"), ("inner", [("c", "S3"), ("d", "<U2")])], align=True
+    )
+    union = np.dtype({"names": ["x", "y"], "formats": ["<u4", "u1"], "offsets": [0, 1]})
+    titled = np.dtype({"names": ["x"], "formats": ["<u4"], "titles": ["the x"]})
+    return {
+        "plain": np.arange(6).reshape(2, 3),
+        "Fortran": np.asfortranarray(np.ones((2, 3, 4), "f4")),
+        "strided": np.arange(10)[::-2],
+        "one": np.ones((1, 5, 1))[::-1, :, ::-1],
+        "permuted": np.ones((2, 3, 4)).transpose(1, 2, 0),
+        "empty": np.zeros((0, 3)),
+        "scalar": np.array(2.5),
+        "half": np.ones(3, "f2"),
+        "big endian": np.ones(3, ">f8"),
+        "long": np.ones(2, np.longdouble),
+        "complex": np.ones(2, "c8"),
+        "bytes": np.array([b"ab", b"c"]),
+        "text": np.array(["ab", "c"]),
+        "no text": np.array([""], "U0"),
+        "void": np.zeros(2, "V5"),
+        "dates": np.array(["2020-01-01", "NaT"], "M8[25s]"),
+        "spans": np.array([1, 2], "m8[us]"),
+        "structured": np.zeros(3, structure),
+        "union": np.ones(2, union),
+        "titled": np.ones(2, titled),
+        "scalars": [np.float32(1.5), np.int64(-3), np.bool_(True), np.str_("a"), np.bytes_(b"a")],
+        "more scalars": [np.datetime64("2020-01-01"), np.zeros(1, structure)[0], np.complex64(1j)],
+        "dtypes": [np.dtype("<f4"), structure, np.dtype("M8[D]")],
+    }
+
+
+def _ml_dtypes() -> Any:
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    kinds = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn, ml_dtypes.int4
+    return [np.ones(3, kind) for kind in kinds]
+
+
+def _random_states() -> Any:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "generator": np.random.default_rng(1).bit_generator.state,
+        "torch": [torch.get_rng_state(), generator.get_state()],
+    }
+
+
+def _containers() -> Any:
+    shared: list[Any] = [1, [2.5]]
+    cycle: dict[str, Any] = {"shared": shared}
+    cycle["itself"] = cycle
+    pair: tuple[Any, ...] = ([],)
+    pair[0].append(pair)
+    with_attribute: collections.OrderedDict[str, Any] = collections.OrderedDict(a=shared)
+    with_attribute._metadata = {"": {"version": 1}}  # type: ignore[attr-defined]
+    return {
+        "shared": [shared, shared, (shared,)],
+        "cycles": [cycle, pair],
+        "numbers": [0, -1, 1 << 31, 1 << 63, -(1 << 200), 1 << 5000, 0.5, float("nan"), 1j, True],
+        "text": ["", "ü", "\ud800", "x" * 70_000, "y" * 300],
+        "bytes": [b"", b"a" * 300, bytes(100_000), bytearray(b"ab"), bytearray(100_000)],
+        "long": list(range(5000)),
+        "tuples": [(), (1,), (1, 2), (1, 2, 3), tuple(range(300))],
+        "sets": [set(), {1, "a"}, frozenset(), frozenset(range(2000)), {(1, 2)}],
+        "dicts": [{}, {n: -n for n in range(3000)}, {(1, "a"): 1, None: 2, 1.5: 3, b"k": 4}],
+        "pairs": {(row, column): 0 for row in range(60) for column in range(60)},
+        "ordered": with_attribute,
+        "defaults": [collections.defaultdict(list, a=[1]), collections.defaultdict(None)],
+        "others": [collections.Counter("aab"), slice(1, None), range(1, 9, 2)],
+        "torch": [torch.Size([1, 2]), torch.device("cuda", 1), torch.device("cpu"), torch.bfloat16],
+        "formats": [torch.channels_last, torch.sparse_coo, torch.strided],
+        "storages": [torch.ones(2).untyped_storage().tolist(), None],
+    }
+
+
+def _deep() -> Any:
+    state: Any = torch.ones(1)
+    for level in range(150):
+        state = [state] if level % 2 else {"inner": state}
+    return state
+
+
+STATES: dict[str, Callable[[], Any]] = {
+    **{
+        f"trained by {name}": lambda name=name: _trained(
+            getattr(torch.optim, name), **OPTIMIZERS[name]
+        )
+        for name in OPTIMIZERS
+    },
+    "schedulers": _schedulers,
+    "dtypes": _dtypes,
+    "views": _views,
+    "parameters": _parameters,
+    "numpy": _numpy,
+    "ml_dtypes": _ml_dtypes,
+    "random states": _random_states,
+    "containers": _containers,
+    "deep": _deep,
+    "no dict": lambda: [1, 2],
+    "one tensor": lambda: torch.ones(3),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_loads_what_a_normal_load_gives(name: str, path: Path) -> None:
+    state = STATES[name]()
+
+    checked, unchecked = load_both(state, path)
+
+    assert_same(unchecked, checked)
+    assert_same(state, checked)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_was_tied_stays_tied_and_writable(path: Path, mmap: bool) -> None:
+    weight = torch.zeros(4)
+
+    loaded, _ = load_both({"a": weight, "b": weight[1:], "n": np.zeros(2)}, path, mmap=mmap)
+
+    loaded["a"][2] = 5
+    loaded["n"][0] = 1
+    assert loaded["b"].tolist() == [0, 5, 0]
+
+
+def _sparse() -> list[torch.Tensor]:
+    plain = torch.eye(4)
+    plain[1, 2] = 3
+    repeated = torch.sparse_coo_tensor([[1, 1]], [2.0, 3.0], (5,), check_invariants=True)
+    return [
+        plain.to_sparse(),
+        repeated,
+        plain.to_sparse_csr(),
+        plain.to_sparse_csc(),
+        plain.to_sparse_bsr((2, 2)),
+        plain.to_sparse_bsc((2, 2)),
+    ]
+
+
+def _components(tensor: torch.Tensor) -> list[Any]:
+    if tensor.layout is torch.sparse_coo:
+        return [tensor._indices(), tensor._values(), tensor.shape, tensor.is_coalesced()]
+    rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    ends = (
+        (tensor.crow_indices, tensor.col_indices)
+        if rows
+        else (tensor.ccol_indices, tensor.row_indices)
+    )
+    return [ends[0](), ends[1](), tensor.values(), tensor.shape, tensor.layout]
+
+
+def test_sparse_tensors_load(path: Path) -> None:
+    made = _sparse()
+
+    checked, unchecked = load_both(made, path)
+
+    for one, other, saved in zip(checked, unchecked, made, strict=True):
+        assert_same(_components(other), _components(one))
+        assert_same(_components(saved), _components(one))
+
+
+def test_indices_of_a_sparse_tensor_are_nobody_elses(path: Path) -> None:
+    """They were checked once: a tensor over the same bytes that is trained must not change them."""
+    indices = torch.tensor([[0, 1]])
+    tensor = torch.sparse_coo_tensor(indices, torch.ones(2), (2,), check_invariants=True)
+
+    loaded, _ = load_both({"indices": tensor._indices(), "sparse": tensor}, path)
+    loaded["indices"][0, 0] = 1 << 40
+
+    assert loaded["sparse"]._indices().tolist() == [[0, 1]]
+
+
+def test_quantized_tensors_load(path: Path) -> None:
+    values = torch.arange(6.0).reshape(2, 3)
+    made = [
+        torch.quantize_per_tensor(values, 0.5, 3, kind)
+        for kind in (torch.quint8, torch.qint8, torch.qint32)
+    ]
+    scales, zeros = torch.tensor([0.5, 0.25]), torch.tensor([1, 2])
+    made.append(torch.quantize_per_channel(values, scales, zeros, 0, torch.qint8))
+
+    checked, _ = load_both(made, path)
+
+    for one, saved in zip(checked, made, strict=True):
+        assert torch.equal(one.int_repr(), saved.int_repr())
+        assert torch.equal(one.dequantize(), saved.dequantize())
+        assert (one.dtype, one.qscheme()) == (saved.dtype, saved.qscheme())
+
+
+def test_meta_tensors_load(path: Path) -> None:
+    checked, _ = load_both(torch.empty(2, 3, device="meta"), path)
+
+    assert (checked.device.type, checked.shape) == ("meta", (2, 3))
+
+
+def test_jax_arrays_load(path: Path) -> None:
+    jnp = pytest.importorskip("jax.numpy")
+
+    checked, unchecked = load_both({"w": jnp.arange(6.0).reshape(2, 3)}, path)
+
+    assert type(checked["w"]) is type(unchecked["w"])
+    assert checked["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize(
+    "dumps",
+    [pickle.dumps, pickle._dumps, dill.dumps],
+    ids=["C", "Python", "dill"],  # type: ignore[attr-defined]
+)
+def test_plain_pickles_of_plain_data_load(
+    path: Path, protocol: int, dumps: Callable[..., bytes]
+) -> None:
+    state = {
+        "a": [1, (2.5, None), 1 << 70, b"bytes", "text", bytearray(b"x"), 1j],
+        "b": [{1, 2}, frozenset("ab"), slice(1, None), collections.defaultdict(list, a=[1])],
+        "c": collections.OrderedDict(x=list(range(2000))),
+    }
+    path.write_bytes(dumps(state, protocol))
+
+    assert_same(state, genesis.load(path, weights_only=True))
+
+
+def test_tensors_go_where_map_location_says(path: Path) -> None:
+    seen = []
+
+    def note(storage: Any, location: str) -> Any:
+        seen.append(location)
+        return storage
+
+    genesis.save({"w": torch.ones(3)}, path)
+
+    assert genesis.load(path, weights_only=True, map_location="meta")["w"].is_meta
+    assert genesis.load(path, weights_only=True, map_location=note)["w"].tolist() == [1, 1, 1]
+    assert seen == ["cpu"]
+
+
+def _on_cuda() -> bytes:
+    cuda = asm.call(asm.name("torch.storage", "_StorageBase.cuda"), asm.storage(0, 64), 0)
+    return asm.stream(asm.tensor(asm.typed(cuda)))
+
+
+def test_tensors_of_an_accelerator_come_to_the_host() -> None:
+    data = bytearray(np.arange(16, dtype="<f4"))
+
+    loaded = _restricted.load(_on_cuda(), data=data, path="c", map_location="cpu")
+
+    assert loaded.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_tensors_of_an_accelerator_that_is_not_there_say_what_to_do() -> None:
+    with pytest.raises(genesis.UnsafeLoadError, match=r"no CUDA device.*map_location='cpu'"):
+        _restricted.load(_on_cuda(), data=bytearray(64), path="c")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_of_an_accelerator_go_back_there(path: Path) -> None:
+    state = {"w": torch.arange(4.0, device="cuda"), "h": torch.ones(2)}
+
+    checked, unchecked = load_both(state, path)
+
+    assert checked["w"].is_cuda
+    assert checked["w"].tolist() == unchecked["w"].tolist() == [0, 1, 2, 3]
+    assert genesis.load(path, weights_only=True, map_location="cpu")["w"].device.type == "cpu"
+
+
+# --- What is refused ------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Config:
+    rate: float = 0.5
+    layers: list[int] = dataclasses.field(default_factory=list)
+
+
+class Point(NamedTuple):
+    x: int
+    y: Any
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Slots:
+    __slots__ = ("a",)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    a: int
+
+
+class Tags(list[Any]):
+    pass
+
+
+class Table(dict[str, Any]):
+    pass
+
+
+class Restored:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, restored=True)
+
+
+class Special(Config):
+    pass
+
+
+def make_config(rate: float) -> Config:
+    return Config(rate)
+
+
+class Reduced:
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reduced, self.arguments
+
+
+@pytest.fixture(autouse=True)
+def no_safe_globals() -> Iterator[None]:
+    _restricted.clear_safe_globals()
+    yield
+    _restricted.clear_safe_globals()
+
+
+def _slots() -> Slots:
+    made = Slots()
+    made.a = 5
+    return made
+
+
+def _table() -> Table:
+    made = Table(a=1)
+    made.note = [2]  # type: ignore[attr-defined]
+    return made
+
+
+OBJECTS: dict[str, tuple[Callable[[], Any], tuple[Any, ...]]] = {
+    "dataclass": (lambda: Config(1.5, [1]), (Config,)),
+    "named tuple": (lambda: Point(1, torch.ones(2)), (Point,)),
+    "enum": (lambda: Color.RED, (Color,)),
+    "slots": (_slots, (Slots,)),
+    "frozen dataclass": (lambda: Frozen(3), (Frozen,)),
+    "list": (lambda: Tags([1, [2]]), (Tags,)),
+    "dict": (_table, (Table,)),
+    "call": (lambda: Reduced(1, [2]).arguments and Reduced(1, [2]), (Reduced,)),
+    "function": (lambda: make_config, (make_config,)),
+    "class": (lambda: Config, (Config,)),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_registered_classes_load(name: str, path: Path) -> None:
+    make, needed = OBJECTS[name]
+    state = {"before": torch.ones(2), "it": make()}
+    genesis.save(state, path, clear=False)
+
+    with pytest.raises(genesis.UnsafeLoadError, match="not on the list"):
+        genesis.load(path, weights_only=True)
+    genesis.add_safe_globals(needed)
+
+    assert_same(state, genesis.load(path, weights_only=True))
+
+
+def test_setstate_of_a_registered_class_runs(path: Path) -> None:
+    made = Restored()
+    made.a = 1  # type: ignore[attr-defined]
+    genesis.save({"it": made}, path)
+    genesis.add_safe_globals([Restored])
+
+    assert vars(genesis.load(path, weights_only=True)["it"]) == {"a": 1, "restored": True}
+
+
+def test_a_subclass_of_a_registered_class_is_not_registered(path: Path) -> None:
+    genesis.save({"it": Special()}, path)
+    genesis.add_safe_globals([Config])
+
+    with pytest.raises(genesis.UnsafeLoadError, match=r"\.Special\b"):
+        genesis.load(path, weights_only=True)
+
+
+def test_an_object_may_be_registered_under_a_name_of_old(path: Path) -> None:
+    path.write_bytes(asm.stream(asm.new(asm.name("old.place", "Config"))))
+    _restricted.add_safe_globals([(Config, "old.place.Config")])
+
+    assert type(genesis.load(path, weights_only=True)) is Config
+
+
+def test_registered_globals_are_listed_and_forgotten() -> None:
+    _restricted.add_safe_globals([Config])
+    _restricted.add_safe_globals([Point, Config])
+
+    assert _restricted.get_safe_globals() == [Config, Point]
+    _restricted.clear_safe_globals()
+    assert _restricted.get_safe_globals() == []
+
+
+def test_registering_what_is_listed_changes_nothing(path: Path) -> None:
+    """People register `numpy.ndarray` out of habit; its arguments are judged all the same."""
+    genesis.add_safe_globals([np.ndarray, np.dtype, collections.OrderedDict])
+
+    checked, unchecked = load_both({"a": np.arange(3)}, path)
+    assert_same(unchecked, checked)
+    hostile = asm.call(asm.name("numpy", "ndarray"), (1 << 40,), asm.dtype("<f8"))
+    with pytest.raises(genesis.UnsafeLoadError, match="has elements and no data"):
+        _restricted.load(asm.stream(hostile), data=bytearray(64), path="c")
+
+
+def test_registered_functions_get_what_is_listed_and_registered_for_real(path: Path) -> None:
+    path.write_bytes(pickle.dumps(np.arange(3)))
+    rebuild, _arguments, _state = np.arange(3).__reduce__()
+    kinds = rebuild, np.ndarray, np.dtype, type(np.dtype("<i8"))
+    genesis.add_safe_globals(kinds)
+
+    assert genesis.load(path, weights_only=True).tolist() == [0, 1, 2]
+
+
+def test_registered_functions_get_no_stand_ins() -> None:
+    genesis.add_safe_globals([Reduced])
+    code = asm.call(asm.name(Reduced.__module__, "Reduced"), [asm.name("builtins", "set")])
+
+    with pytest.raises(
+        genesis.UnsafeLoadError, match=r"builtins\.set stands in the place of a val"
+    ):
+        _restricted.load(asm.stream(code), data=None, path="c")
+
+
+def test_an_error_of_a_registered_class_is_a_refusal(path: Path) -> None:
+    genesis.save({"it": Color.RED}, path)
+    damaged = asm.stream(asm.call(asm.name(Color.__module__, "Color"), "no color"))
+    genesis.add_safe_globals([Color])
+
+    with pytest.raises(genesis.UnsafeLoadError, match="ValueError: 'no color'"):
+        _restricted.load(damaged, data=None, path="c")
+
+
+def test_a_refusal_names_everything_that_was_refused(path: Path) -> None:
+    genesis.save({"w": torch.ones(2), "c": Config(), "p": [Point(1, 2)], "d": Config()}, path)
+
+    with pytest.raises(genesis.UnsafeLoadError, match="not on the list") as caught:
+        genesis.load(path, weights_only=True)
+
+    module = Config.__module__
+    assert caught.value.refused == (f"{module}.Config", f"{module}.Point")
+    assert f"({module}.Config, {module}.Point) at byte" in str(caught.value)
+    assert "genesis.add_safe_globals" in str(caught.value)
+    assert "weights_only=False" in str(caught.value)
+
+
+def test_a_refusal_names_path_and_place(path: Path) -> None:
+    genesis.save({"f": lambda: 1}, path)
+
+    with pytest.raises(genesis.UnsafeLoadError, match=r"checkpoint\.pth: ") as caught:
+        genesis.load(path, weights_only=True)
+
+    stream = path.read_bytes()
+    assert caught.value.path == str(path)
+    assert caught.value.offset is not None
+    assert stream[caught.value.offset] == pickle.STACK_GLOBAL[0]
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.refused) == (str(caught.value), caught.value.refused)
+
+
+def test_a_refusal_writes_nothing_to_the_terminal() -> None:
+    code = asm.call(asm.name("os\x1b[2J", "sys\ntem" + "x" * 10_000))
+
+    with pytest.raises(genesis.UnsafeLoadError, match=r"os\\x1b\[2J.sys\\ntemx") as caught:
+        _restricted.load(asm.stream(code), data=None, path="c")
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+def test_objects_in_arrays_are_refused(path: Path) -> None:
+    genesis.save({"a": np.array([1, "a"], object)}, path)
+
+    with pytest.raises(genesis.UnsafeLoadError, match="_reconstruct"):
+        genesis.load(path, weights_only=True)
+
+
+def test_nothing_falls_back_on_the_backup(path: Path, tmp_path: Path) -> None:
+    """A refused file is not a damaged one."""
+    genesis.save({"a": 1}, tmp_path / "good", clear=False)
+    genesis.save({"f": lambda: 1}, path)
+    path.with_name(path.name + ".genesis.bak").write_bytes((tmp_path / "good").read_bytes())
+
+    with pytest.raises(genesis.UnsafeLoadError, match="not on the list"):
+        genesis.load(path, weights_only=True)
+
+
+RICH = asm.stream(
+    asm.value(
+        {
+            "t": [asm.floats(), asm.array((2,), "<f8", 0, (8,))],
+            "o": asm.build(asm.call(asm.name("collections", "OrderedDict")), {"_metadata": {}}),
+            "p": ("text", 1 << 70, {1, 2}, 2.5, b"bytes", True, None),
+        }
+    )
+)
+
+
+@pytest.mark.parametrize("size", range(len(RICH)))
+def test_every_truncation_is_a_named_error(size: int) -> None:
+    with pytest.raises(genesis.CorruptCheckpointError, match="c: "):
+        _restricted.load(RICH[:size], data=bytearray(64), path="c")
+    with pytest.raises(genesis.CorruptCheckpointError, match="c: "):
+        _restricted.outline(RICH[:size], path="c", data_size=64)
+
+
+@pytest.mark.parametrize(
+    ("where", "limit", "skeleton", "match"),
+    [
+        (machine, "MAX_OPERATIONS", asm.stream(asm.value([1, 2, 3])), "more than 5 operations"),
+        (machine, "MAX_STACK", asm.stream(asm.value(tuple(range(9)))), "stack grows beyond 5"),
+        (machine, "MAX_MEMO", b"\x80\x05N" + b"\x94" * 9 + b".", "memo grows beyond 5"),
+        (strict, "MAX_DEPTH", asm.stream(asm.value([[[[[[1]]]]]])), "more than 5 deep"),
+        (strict, "MAX_EXPANSION", asm.stream(asm.value([1, [2, [3]], 4])), "many times over"),
+    ],
+)
+def test_limits(
+    monkeypatch: pytest.MonkeyPatch, where: Any, limit: str, skeleton: bytes, match: str
+) -> None:
+    _restricted.load(skeleton, data=None, path="c")
+    monkeypatch.setattr(where, limit, 5)
+
+    with pytest.raises(genesis.UnsafeLoadError, match=match):
+        _restricted.load(skeleton, data=None, path="c")
+
+
+def test_plain_data_loads_without_any_framework(tmp_path: Path) -> None:
+    code = """
+import pickle, sys
+from genesis import _restricted
+skeleton = pickle.dumps({"a": [1, (2.5, "b")]})
+print(_restricted.load(skeleton, data=None, path="c"))
+skeleton = bytes.fromhex(sys.argv[1])
+print(list(_restricted.arrays(_restricted.outline(skeleton, path="c", data_size=64))))
+print([name for name in ("torch", "numpy", "jax", "dill") if name in sys.modules])
+"""
+    command = [sys.executable, "-c", code, RICH.hex()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+
+    assert done.stdout.splitlines()[0] == "{'a': [1, (2.5, 'b')]}"
+    assert "float32" in done.stdout.splitlines()[1]
+    assert done.stdout.splitlines()[2] == "[]"
+
+
+# --- The outline ----------------------------------------------------------------------------------
+
+
+def outline_of(state: Any, path: Path) -> Any:
+    from genesis import _store
+
+    genesis.save(state, path, clear=False)
+    return _store.outline(str(path))
+
+
+def test_outline_describes_tensors_and_arrays(path: Path) -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    state = {
+        "model": {"w": weight, "b": weight[1], "p": nn.Parameter(torch.ones(2).bfloat16())},
+        "arrays": [np.ones((2, 3), "<f4"), np.zeros(2, [("x", "<f8")]), np.array("ab")],
+        "sparse": torch.eye(2).to_sparse(),
+        "empty": torch.empty(0, 3),
+        "epoch": 3,
+    }
+
+    tree = outline_of(state, path)
+    found = dict(_restricted.arrays(tree))
+
+    shown = {
+        place: (info.kind, info.dtype, info.shape, info.nbytes) for place, info in found.items()
+    }
+    assert shown == {
+        "['model']['w']": ("torch", "float32", (3, 4), 48),
+        "['model']['b']": ("torch", "float32", (4,), 16),
+        "['model']['p']": ("torch", "bfloat16", (2,), 4),
+        "['arrays'][0]": ("numpy", "<f4", (2, 3), 24),
+        "['arrays'][1]": ("numpy", "|V8", (2,), 16),
+        "['arrays'][2]": ("numpy", "<U2", (), 8),
+        "['sparse']": ("torch", "float32", (2, 2), 40),
+        "['empty']": ("torch", "float32", (0, 3), 0),
+    }
+    assert found["['model']['b']"].offset == found["['model']['w']"].offset + 16
+    assert tree["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        np.dtype("q").newbyteorder(">"),
+        np.dtype([("a", "i4", (2, 3)), ("b", "U2")]),
+        np.dtype((np.record, [("a", "i4")])),
+        np.dtype("f4", metadata={"unit": "m"}),
+        np.dtype([("a", "f4")], metadata={"unit": "m"}),
+    ],
+    ids=str,
+)
+def test_outline_knows_the_bytes_of_a_dtype(dtype: np.dtype[Any], path: Path) -> None:
+    array = np.zeros((2, 3), dtype)
+
+    info = outline_of({"a": array}, path)["a"]
+
+    assert (info.shape, info.nbytes) == ((2, 3), array.nbytes)
+
+
+def test_outline_offsets_lead_to_the_bytes(path: Path) -> None:
+    array = np.arange(5, dtype="<f8")
+
+    info = outline_of({"a": array}, path)["a"]
+
+    assert path.read_bytes()[64 + info.offset :][: info.nbytes] == array.tobytes()
+
+
+def test_outline_does_not_run_what_it_describes(path: Path) -> None:
+    state = {"f": lambda: 1, "c": Config(2.5, [3]), "w": torch.ones(2), "t": torch.nn.Linear(2, 2)}
+
+    tree = outline_of(state, path)
+
+    assert isinstance(tree["f"], _restricted.Opaque)
+    assert tree["c"].name.endswith(".Config")
+    assert {"rate": 2.5, "layers": [3]} in tree["c"].parts
+    assert tree["w"].shape == (2,)
+    assert (2, 2) in {info.shape for _, info in _restricted.arrays(tree["t"])}
+
+
+class Traced(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_outline_sees_through_subclasses_and_attributes(path: Path) -> None:
+    marked = nn.Parameter(torch.ones(3))
+    marked.no_decay = True  # type: ignore[attr-defined]
+
+    tree = outline_of({"s": torch.ones(2).as_subclass(Traced), "p": marked}, path)
+
+    assert {place: info.shape for place, info in _restricted.arrays(tree)} == {
+        "['s']": (2,),
+        "['p']": (3,),
+    }
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dumps", [pickle.dumps, dill.dumps])
+def test_outline_reads_pickles_of_every_protocol(
+    dumps: Callable[..., bytes], protocol: int
+) -> None:
+    plain = {"a": [1, -1, 1 << 70, 2.5, True, None], "text\n'ü'": ("x", b"y"), "c": {}}
+    state = plain | {"object": Config(), "set": {1}, "function": make_config, "array": np.ones(2)}
+
+    tree = _restricted.outline(dumps(state, protocol), path="c")
+
+    assert list(tree)[:2] == ["a", "text\n'ü'"]
+    assert tree["a"] == plain["a"]
+    assert tree["text\n'ü'"][0] == "x"
+    assert isinstance(tree["object"], _restricted.Opaque)
+
+
+def test_outline_reads_persistent_ids_extensions_and_buffers() -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return "weights" if isinstance(obj, Config) else None
+
+    for protocol in (0, 5):
+        file = io.BytesIO()
+        Pickler(file, protocol).dump([Config()])
+        assert repr(_restricted.outline(file.getvalue(), path="c")) == "[Opaque('persistent id')]"
+    buffers = pickle.dumps([pickle.PickleBuffer(b"ab")], 5, buffer_callback=lambda buffer: None)
+    assert repr(_restricted.outline(buffers, path="c")) == "[Opaque('out-of-band buffer')]"
+    extended = b"\x80\x02]\x82\x7ba."
+    assert repr(_restricted.outline(extended, path="c")) == "[Opaque('extension code')]"
+
+
+def test_outline_of_a_cycle_ends() -> None:
+    loop: list[Any] = [np.int64(1)]
+    loop.append(loop)
+
+    tree = _restricted.outline(pickle.dumps(loop), path="c")
+
+    assert tree[1] is tree
+    assert list(_restricted.arrays(tree)) == []
+
+
+def test_outline_names_places_however_deep() -> None:
+    code = asm.value([asm.floats()])
+    for _ in range(5000):
+        code = asm.Code(b"]" + code + b"a")
+
+    tree = _restricted.outline(asm.stream(code), path="c", data_size=64)
+
+    ((place, info),) = _restricted.arrays(tree)
+    assert info.shape == (4,)
+    assert place.startswith("...[0]")
+
+
+def test_outline_refuses_what_is_not_in_the_region() -> None:
+    inside = asm.stream(asm.array((16,)))
+
+    assert _restricted.outline(inside, path="c", data_size=64).nbytes == 64
+    with pytest.raises(genesis.CorruptCheckpointError, match="an array lies at") as caught:
+        _restricted.outline(inside, path="c", data_size=63, base_offset=1000)
+    assert caught.value.offset == 1000 + len(inside) - 2
