@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from typing import Any, Literal, overload
 
@@ -332,13 +333,19 @@ def safe_load_checkpoint(
         checkpoint = load(file_path, weights_only=weights_only)
         load_into(checkpoint, model, optimizer)
     except FileNotFoundError:
-        print(f"Checkpoint {os.fsdecode(file_path)} not found")
+        _say(f"Checkpoint {os.fsdecode(file_path)} not found")
         return False
     except Exception as exc:
-        print(f"Error loading checkpoint: {exc}")
+        _say(f"Error loading checkpoint: {exc}")
         return False
-    print("Checkpoint loaded successfully")
+    _say("Checkpoint loaded successfully")
     return True
+
+
+def _say(text: str) -> None:
+    """`print`, whatever a path or a message holds that standard output cannot show."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def load_into(checkpoint: Any, model: Any, optimizer: Any) -> None:
@@ -347,10 +354,10 @@ def load_into(checkpoint: Any, model: Any, optimizer: Any) -> None:
         model.load_state_dict(checkpoint)
         return
     model.load_state_dict(checkpoint["model_state_dict"])
-    print("Model state loaded successfully")
+    _say("Model state loaded successfully")
     if optimizer is not None and "optimizer_state_dict" in checkpoint:
         _load_optimizer(checkpoint["optimizer_state_dict"], optimizer)
-    print(
+    _say(
         f"Loaded checkpoint from epoch {checkpoint.get('epoch', 0)}, "
         f"loss: {checkpoint.get('loss', 'unknown')}"
     )
@@ -360,9 +367,9 @@ def _load_optimizer(state: Any, optimizer: Any) -> None:
     try:
         optimizer.load_state_dict(state)
     except Exception as exc:
-        print(f"Warning: Could not load optimizer state: {exc}")
+        _say(f"Warning: Could not load optimizer state: {exc}")
     else:
-        print("Optimizer state loaded successfully")
+        _say("Optimizer state loaded successfully")
 
 
 def validate_checkpoint(file_path: Path) -> tuple[bool, str]:

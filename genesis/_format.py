@@ -132,18 +132,21 @@ def decode_footer(path: str, end: bytes, file_size: int) -> Footer:
 
     Raises:
         TruncatedError: there is no footer, or the file has another length than it states.
-        NewerFormatError: a later version of the format.
         ChecksumError: the footer is damaged.
+        NewerFormatError: a later version of the format.
     """
     offset = file_size - FOOTER_SIZE
     if offset < HEADER_SIZE or not end.startswith(_MAGIC):
         raise TruncatedError(path, "the file ends without its footer", max(offset, 0))
     fields = _FOOTER.unpack(end)
+    # Before the version is believed: a damaged version must not send anybody to upgrade, nor keep
+    # `load` from the backup.
+    if digest(end[:-8]) != fields[8] or fields[1] < 1:
+        raise ChecksumError(path, "the footer is damaged", offset)
     if fields[1] > VERSION:
-        raise NewerFormatError(
-            path, f"written in format version {fields[1]}, this genesis reads up to {VERSION}"
-        )
-    if digest(end[:-8]) != fields[8] or fields[1] < 1 or fields[7] != 0:
+        problem = f"written in format version {fields[1]}, this genesis reads up to {VERSION}"
+        raise NewerFormatError(path, problem, offset + 8)
+    if fields[7] != 0:
         raise ChecksumError(path, "the footer is damaged", offset)
     footer = Footer(*fields[2:7])
     _check_lengths(path, footer, file_size)
@@ -185,6 +188,8 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ChecksumError(path, f"the index cannot be read ({exc!r})", offset) from exc
+    if not (type(index.writer) is type(index.python) is str and type(index.metadata) is dict):
+        raise ChecksumError(path, "the index holds values of a wrong type", offset)
     if index.pickler not in ("pickle", "dill"):
         raise ChecksumError(path, f"the index names no known pickler: {index.pickler!r}", offset)
     return index
@@ -210,7 +215,8 @@ def data_size(path: str, start: bytes, footer: Footer) -> int:
     """The length of the data region that a header states, checked against the footer."""
     size = int.from_bytes(start[56:64], "little")
     room = footer.skeleton_offset - HEADER_SIZE - size
-    if start != header(size) or not len(_PROLOGUE_PLAIN) <= room <= len(_PROLOGUE_TORCH):
+    fits = len(_PROLOGUE_PLAIN) <= room <= len(_PROLOGUE_TORCH)
+    if start != header(size) or size % ALIGNMENT or not fits:
         raise ChecksumError(path, "the header is damaged", 0)
     return size
 

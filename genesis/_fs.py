@@ -21,6 +21,8 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+from ._errors import NotACheckpointError
+
 T = TypeVar("T")
 
 _WINDOWS = sys.platform == "win32"
@@ -380,13 +382,19 @@ def open_for_reading(path: str) -> int:
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: as `open` does.
+        NotACheckpointError: a pipe or a device.
     """
-    fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    # Without O_NONBLOCK, opening a pipe waits for whoever will write to it, for ever perhaps.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
+    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     try:
-        if stat.S_ISDIR(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
             raise IsADirectoryError(
                 errno.EISDIR, "this is a directory; name a checkpoint file in it", path
             )
+        if not stat.S_ISREG(mode):
+            raise NotACheckpointError(path, "this is no regular file")
     except BaseException:
         os.close(fd)
         raise
