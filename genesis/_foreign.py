@@ -14,6 +14,7 @@ from . import _fs, _pickling
 from ._errors import NotACheckpointError
 
 _ZIP = b"PK\x03\x04"
+_OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
 
 
 def load_pickle(path: str, *, weights_only: bool) -> Any:
@@ -39,17 +40,24 @@ def load_pickle(path: str, *, weights_only: bool) -> Any:
 def read_pickle(path: str) -> bytes:
     """The bytes of a file that is one whole pickle. Raises as `load_pickle`."""
     with _fs.reading(path) as fd:
+        _check_start(path, _fs.read(fd, len(_ZIP), 0))
         stream = _fs.read(fd, _fs.size(fd), 0)
     _check_form(path, stream)
     return stream
 
 
-def _check_form(path: str, stream: bytes) -> None:
-    if not stream:
+def _check_start(path: str, start: bytes) -> None:
+    """Refuse most files of other kinds before they are read to the end, however large they are."""
+    if not start:
         raise NotACheckpointError(path, "the file is empty", 0)
-    if stream.startswith(_ZIP):
+    if start == _ZIP:
         hint = "load it with torch.load, then save the result with genesis.save"
         raise NotACheckpointError(path, "a zip archive, as torch.save writes it", 0, hint)
+    if start[0] not in _OPCODES:
+        raise NotACheckpointError(path, f"not a pickle (it begins with {start[:1]!r})", 0)
+
+
+def _check_form(path: str, stream: bytes) -> None:
     file = io.BytesIO(stream)
     position = 0
     try:
