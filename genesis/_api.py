@@ -233,11 +233,17 @@ def load(
 
     Thread-safe, and safe beside any number of writers: it sees the old file or the new one.
     """
-    path = _fs.resolve(file_path)
-    concurrent.futures.wait(writer.pending(path))
+    path = _settled(file_path)
     return _store.load(
         path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
     )
+
+
+def _settled(file_path: Path) -> str:
+    """The real path of a file, once every background save of it that is under way has ended."""
+    path = _fs.resolve(file_path)
+    concurrent.futures.wait(writer.pending(path))
+    return path
 
 
 def load_checkpoint(
@@ -376,13 +382,14 @@ def validate_checkpoint(file_path: Path) -> tuple[bool, str]:
     """Check a checkpoint file without running anything from it.
 
     Verifies every checksum, then judges the structure from the skeleton's opcodes: a dict with a
-    non-empty ``model_state_dict`` whose values are tensors or arrays.
+    non-empty ``model_state_dict`` whose values are tensors or arrays. Waits for a background save
+    of the path, as `load` does; looks at no backup.
 
     Returns:
         ``(True, "Checkpoint is valid")``, or ``False`` and what is wrong.
     """
     try:
-        return _judge(_store.outline(_fs.resolve(file_path)))
+        return _judge(_store.outline(_settled(file_path)))
     except (OSError, CorruptCheckpointError) as exc:
         return False, f"Error validating checkpoint: {exc}"
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from . import _api, _fs
+from ._atomic import BACKUP_SUFFIX
 from ._futures import SaveFuture, SaveReport
 from ._retention import keep_last
 from ._writer import Request, writer
@@ -72,6 +73,9 @@ class CheckpointManager:
             for old in keep_last(self.checkpoints(), self.max_checkpoints):
                 # A run resumed from an earlier epoch may just have saved the lowest of all.
                 if _fs.resolve(old) != path:
+                    # The backup that a crash may have left goes first: alone, it would come back
+                    # as the checkpoint it is of.
+                    _fs.remove(old + BACKUP_SUFFIX)
                     _fs.remove(old)
 
         return prune

@@ -264,9 +264,17 @@ def load(
         warnings.warn(
             f"{exc}; its backup {backup} was loaded instead",
             RecoveredFromBackupWarning,
-            stacklevel=4,
+            stacklevel=_level_of_caller(),
         )
         return state
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel` with which our caller warns the first frame that is not of genesis."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _load_one(
