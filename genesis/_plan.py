@@ -8,16 +8,21 @@ decides nothing about when, on which thread, or to where.
 from __future__ import annotations
 
 import ctypes
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from operator import itemgetter
 from typing import Any, Protocol
 
 from . import _format
+from ._format import align
 
 _DATA = _format.HEADER_SIZE
-_SMALL = 64 << 10
+SMALL = 64 << 10
+"""Bytes from which on a buffer is copied by itself, without the GIL."""
+
 _TILE = 4 << 20
+_TINY = 2 << 10
 
 
 # Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
@@ -64,12 +69,62 @@ class Call:
         self.reduction = reduction
 
 
+class SmallPieces:
+    """The buffers under 64 KiB, by columns: a loop in C copies thousands of them."""
+
+    __slots__ = ("addresses", "offsets", "owners", "sizes")
+
+    def __init__(
+        self, offsets: list[int], sizes: list[int], addresses: list[int], owners: list[Any]
+    ) -> None:
+        self.offsets = offsets
+        """In the stream, ascending."""
+        self.sizes = sizes
+        self.addresses = addresses
+        self.owners = owners
+        """Whatever keeps the memory alive; no column."""
+
+    def copy(self, address: int, start: int, stop: int) -> None:
+        """Copy what falls between two offsets of the stream, holding the GIL. Comes before other
+        pieces of the window are copied: what is between small ones may be cleared.
+
+        Args:
+            address: where the byte of offset `start` goes.
+        """
+        first = max(bisect_right(self.offsets, start) - 1, 0)
+        last = bisect_left(self.offsets, stop)
+        # Only the first and the last can reach beyond the window.
+        self._copy_inner(address - start, slice(first + 1, last - 1))
+        for number in {first, last - 1} if first < last else ():
+            self._copy_edge(number, address, start, stop)
+
+    def _copy_inner(self, shift: int, inner: slice) -> None:
+        sizes = self.sizes[inner]
+        targets = [shift + offset for offset in self.offsets[inner]]
+        if targets and targets[-1] - targets[0] < _TINY * len(targets):
+            # One call for all gaps costs less than one for each. Others' bytes come later.
+            _zero_held(targets[0], 0, targets[-1] + align(sizes[-1]) - targets[0])
+        else:
+            gaps = ((t + size, -size & 63) for t, size in zip(targets, sizes, strict=True))
+            _exhaust(_zero_held(start, 0, size) for start, size in gaps if size)
+        _exhaust(map(_copy_held, targets, self.addresses[inner], sizes))
+
+    def _copy_edge(self, number: int, address: int, start: int, stop: int) -> None:
+        offset, size = self.offsets[number], self.sizes[number]
+        low, high = max(offset, start), min(offset + size, stop)
+        if low < high:
+            _copy_held(address + low - start, self.addresses[number] + low - offset, high - low)
+        _zero_gap(address, start, stop, offset + size)
+
+
 class DataRegion:
     """The data region while it is laid out: hands out offsets, remembers the sources."""
 
     def __init__(self, hints: Any = None) -> None:
         self.size = 0
+        self.small = SmallPieces([], [], [], [])
         self.pieces: list[Piece] = []
+        """All that are not small, in the order of their offsets."""
         self.hints = hints
         """What an earlier layout of the same state learned."""
         self.lessons: Any = None
@@ -81,7 +136,14 @@ class DataRegion:
     def place(self, owner: Any, address: int, size: int, *, frozen: bool = False) -> int:
         """Reserve `size` bytes for the memory at `address`; return their offset in the region."""
         offset = self.size
-        self.pieces.append((_DATA + offset, size, address, owner, frozen))
+        if size < SMALL and address:
+            small = self.small
+            small.offsets.append(_DATA + offset)
+            small.sizes.append(size)
+            small.addresses.append(address)
+            small.owners.append(owner)
+        else:
+            self.pieces.append((_DATA + offset, size, address, owner, frozen))
         self.size = (offset + size + 63) & -64
         return offset
 
@@ -96,6 +158,7 @@ class Plan:
         self, region: DataRegion, skeleton: list[bytes], *, pickler: str, torch_storages: bool
     ) -> None:
         self.pickler = pickler
+        self.small = region.small
         self.pieces = region.pieces
         prologue = _format.prologue(torch_storages=torch_storages)
         self.skeleton_offset = _DATA + region.size + len(prologue)
@@ -106,6 +169,7 @@ class Plan:
 
     def release(self) -> None:
         """Let go of the state's memory, once all of it is copied."""
+        self.small = SmallPieces([], [], [], [])
         self.pieces = []
 
     def fill_texts(self, target: memoryview, start: int) -> None:
@@ -126,31 +190,23 @@ class Plan:
         target: memoryview,
         address: int,
         start: int,
-        select: Callable[[Piece], bool] | None = None,
+        select: Callable[[Piece], bool] = bool,
     ) -> Iterator[Callable[[], object]]:
-        """The data of `target`, as calls that each copy a part and may run on any thread.
+        """The data of `target` but for small pieces, as calls that each copy a part and may run on
+        any thread.
 
         Args:
             target: staging memory for the stream from offset `start` on.
             address: of its first byte.
             select: which pieces; all by default.
         """
-        pieces = self._pieces_between(start, start + len(target))
-        chosen = pieces if select is None else [piece for piece in pieces if select(piece)]
-        if small := [piece for piece in chosen if _is_small(piece)]:
-            yield lambda: _copy_small(small, address, start, start + len(target))
-        for piece in chosen:
-            if not _is_small(piece):
-                yield from _copies_of(piece, target, address, start)
+        for piece in filter(select, self._pieces_between(start, start + len(target))):
+            yield from _copies_of(piece, target, address, start)
 
     def _pieces_between(self, start: int, stop: int) -> list[Piece]:
         first = max(bisect_right(self.pieces, start, key=itemgetter(0)) - 1, 0)
         last = bisect_right(self.pieces, stop, key=itemgetter(0))
         return self.pieces[first:last]
-
-
-def _is_small(piece: Piece) -> bool:
-    return piece[1] < _SMALL and piece[2] != 0
 
 
 def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
@@ -161,19 +217,8 @@ def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
     return placed
 
 
-def _copy_small(pieces: list[Piece], address: int, start: int, stop: int) -> None:
-    """Copy many pieces, in order, holding the GIL. Only the first and the last can reach beyond
-    the window from `start` to `stop`."""
-    shift = address - start
-    for offset, size, source, _owner, _frozen in pieces[1:-1]:
-        _copy_held(shift + offset, source, size)
-        if size & 63:
-            _zero_held(shift + offset + size, 0, -size & 63)
-    for offset, size, source, _owner, _frozen in (pieces[0], pieces[-1]):
-        low, high = max(offset, start), min(offset + size, stop)
-        if low < high:
-            _copy_held(shift + low, source + low - offset, high - low)
-        _zero_gap(address, start, stop, offset + size)
+def _exhaust(calls: Iterable[object]) -> None:
+    deque(calls, maxlen=0)
 
 
 def _copies_of(
@@ -199,6 +244,6 @@ def _copy_call(target: int, source: int, size: int) -> Callable[[], object]:
 def _zero_gap(address: int, start: int, stop: int, end: int) -> None:
     """Clear from the end of a piece to the next multiple of 64: staging memory is used again, and
     an older save must not show through."""
-    low, high = max(end, start), min(_format.align(end), stop)
+    low, high = max(end, start), min(align(end), stop)
     if low < high:
         _zero_held(address + low - start, 0, high - low)

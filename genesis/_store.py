@@ -26,7 +26,7 @@ from ._errors import (
     UnsafeLoadError,
 )
 from ._foreign import load_pickle, read_pickle
-from ._plan import Piece, Plan
+from ._plan import SMALL, Piece, Plan
 from ._version import __version__
 
 _WINDOW = 2 * _format.CHUNK_SIZE
@@ -38,8 +38,6 @@ GIL, so there are few."""
 
 _DIRECT_FROM = 4 << 20
 """Streams from this size on bypass the page cache."""
-
-_LARGE = 64 << 10
 
 arenas = ArenaPool(keep=2)
 
@@ -99,28 +97,39 @@ def _filled_windows(plan: Plan, arena: Arena) -> Iterator[tuple[int, memoryview]
     for number, start in enumerate(range(0, plan.size, _WINDOW)):
         low = number % 2 * _WINDOW
         view = arena.view[low : low + min(_WINDOW, plan.size - start)]
+        plan.small.copy(arena.address + low, start, start + len(view))
         for copy in plan.copies(view, arena.address + low, start):
             copy()
         plan.fill_texts(view, start)
         yield start, view
 
 
-def stage(job: Job, arena: Arena, select: Callable[[Piece], bool]) -> None:
-    """Copy the chosen pieces of a state into an arena, on as many threads as it pays."""
-    view = arena.view[: job.size]
-    copies = job.plan.copies(view, arena.address, 0, select)
-    _crew.run_all(copies, size=job.size)
+def stage(job: Job, arena: Arena, *, large: bool) -> None:
+    """Copy into an arena what a capture takes before it returns: all that may change, or with
+    ``large=False`` only of that which is small."""
+    job.plan.small.copy(arena.address, 0, job.size)
+    _stage(job, arena, _may_change if large else _may_change_and_is_small)
 
 
-def moves_at_once(piece: Piece) -> bool:
-    """Whether `capture="copy"` takes a piece before it returns."""
+def stage_rest(job: Job, arena: Arena, *, large: bool) -> None:
+    """Copy what `stage` left."""
+    at_once = _may_change if large else _may_change_and_is_small
+    _stage(job, arena, lambda piece: not at_once(piece))
+
+
+def _stage(job: Job, arena: Arena, select: Callable[[Piece], bool]) -> None:
+    size = sum(piece[1] for piece in filter(select, job.plan.pieces))
+    copies = job.plan.copies(arena.view[: job.size], arena.address, 0, select)
+    _crew.run_all(copies, size=size)
+
+
+def _may_change(piece: Piece) -> bool:
     return not piece[4]
 
 
-def small_moves_at_once(piece: Piece) -> bool:
-    """Whether `capture="deferred"` takes a piece before it returns."""
-    _offset, size, _address, _owner, frozen = piece
-    return size < _LARGE and not frozen
+def _may_change_and_is_small(piece: Piece) -> bool:
+    """Of an accelerator: what is small on the host is no `Piece`."""
+    return piece[1] < SMALL and not piece[4]
 
 
 def save_staged(path: str, job: Job, arena: Arena) -> Written:

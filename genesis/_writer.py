@@ -188,7 +188,7 @@ class Writer:
         arena = None
         try:
             arena = _store.arenas.take(job.size)
-            _store.stage(job, arena, _at_once(request.capture))
+            _store.stage(job, arena, large=request.capture == "copy")
         except BaseException:
             if arena is not None:
                 _store.arenas.give_back(arena)
@@ -257,8 +257,7 @@ class Writer:
 
     def _write(self, task: Task) -> SaveReport:
         started = time.perf_counter()
-        at_once = _at_once(task.request.capture)
-        _store.stage(task.job, task.arena, lambda piece: not at_once(piece))
+        _store.stage_rest(task.job, task.arena, large=task.request.capture == "copy")
         task.job.plan.release()
         staged = time.perf_counter()
         task.future.resolve_captured()
@@ -360,10 +359,6 @@ class Writer:
             with suppress(Exception):
                 stream.flush()
         os._exit(130)
-
-
-def _at_once(capture: Capture) -> Callable[[Any], bool]:
-    return _store.moves_at_once if capture == "copy" else _store.small_moves_at_once
 
 
 def _forget_frames(error: BaseException) -> None:

@@ -7,6 +7,7 @@ keeps torch's own reduction, over storages of ours.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -24,7 +25,10 @@ _STRIDED = torch.strided
 FROM_BUFFER = UntypedStorage.from_buffer
 """Written as memo slot 1: pickle has no name of its own for it."""
 
-_PLAIN_DTYPES = frozenset(
+LITTLE = "little"
+"""The byte order that `FROM_BUFFER` is told. One object, so that pickle writes it once."""
+
+PLAIN_DTYPES = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
@@ -66,9 +70,12 @@ class DeviceBytes:
 class Storages:
     """The storages of one state: what of each is saved, and where. Reduces what stands on them."""
 
-    def __init__(self, region: DataRegion) -> None:
+    def __init__(self, region: DataRegion, taken: Container[int] = ()) -> None:
         self._region = region
-        self.whole: dict[int, Range] = {}
+        self._taken = taken
+        """Storages that the state's ledger has. Met here too, they must be shared with it, so the
+        state is laid out again without a ledger."""
+        self._whole: dict[int, Range] = {}
         self._parts: dict[int, list[Range]] = {}
         self._spans: dict[int, list[Span]] = region.hints or {}
 
@@ -89,7 +96,7 @@ class Storages:
         dtype = tensor.dtype
         typed, offset = self._place_of(tensor, dtype)
         view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
-        if dtype in _PLAIN_DTYPES:
+        if dtype in PLAIN_DTYPES:
             return _rebuild_tensor_v2, view
         return _rebuild_tensor_v3, (*view, dtype)
 
@@ -109,7 +116,7 @@ class Storages:
     def _place_of(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[Call, int]:
         """The typed storage that a tensor stands on, and its offset there in elements."""
         storage = tensor.untyped_storage()
-        saved = self.whole.get(storage._cdata)
+        saved = self._whole.get(storage._cdata)
         if saved is None:
             saved = self._range_of(tensor, storage)
         typed = saved.typed.get(dtype)
@@ -133,24 +140,30 @@ class Storages:
         return self._range_of_all(storage).storage.reduction
 
     def _range_of(self, tensor: torch.Tensor, storage: UntypedStorage) -> Range:
+        self._meet(storage)
         size = storage.nbytes()
         if tensor.nbytes == size and tensor.is_cpu and size and not self._parts:
             offset = self._region.place(storage, storage.data_ptr(), size)
-            saved = Range(0, size, Call((FROM_BUFFER, (DATA, "little", size, offset, _UINT8))))
-            self.whole[storage._cdata] = saved
+            saved = Range(0, size, Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8))))
+            self._whole[storage._cdata] = saved
             return saved
         low, high = _span(tensor)
         if 2 * (high - low) >= size and storage._cdata not in self._parts:
             return self._range_of_all(storage)
         return self._range_of_part(storage, low, high)
 
+    def _meet(self, storage: UntypedStorage) -> None:
+        if storage._cdata in self._taken:
+            self._lessons()
+
     def _range_of_all(self, storage: UntypedStorage) -> Range:
         key = storage._cdata
         if key in self._parts:
             self._learn(key, 0, storage.nbytes())
-        if key not in self.whole:
-            self.whole[key] = self._place(storage, 0, storage.nbytes())
-        return self.whole[key]
+        if key not in self._whole:
+            self._meet(storage)
+            self._whole[key] = self._place(storage, 0, storage.nbytes())
+        return self._whole[key]
 
     def _range_of_part(self, storage: UntypedStorage, low: int, high: int) -> Range:
         """The range that holds a small view of a large storage.
@@ -175,11 +188,16 @@ class Storages:
 
     def _learn(self, key: int, low: int, high: int) -> None:
         """Record that the parts of a storage and a further span belong together."""
-        if self._region.lessons is None:
-            self._region.lessons = dict(self._spans)
-        lessons = self._region.lessons
+        lessons = self._lessons()
         parts = [(part.low, part.high) for part in self._parts[key]]
         lessons[key] = _merged([*lessons.get(key, ()), *parts, (low, high)])
+
+    def _lessons(self) -> dict[int, list[Span]]:
+        """Spans for the next layout. That there are some, be it none, asks for one."""
+        if self._region.lessons is None:
+            self._region.lessons = dict(self._spans)
+        lessons: dict[int, list[Span]] = self._region.lessons
+        return lessons
 
     def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
         size = high - low
@@ -190,7 +208,7 @@ class Storages:
             (storage, storage.data_ptr() + low) if on_host else (DeviceBytes(storage, low, high), 0)
         )
         offset = self._region.place(owner, address, size)
-        made = Call((FROM_BUFFER, (DATA, "little", size, offset, _UINT8)))
+        made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
         if not on_host:
             made = Call((_StorageBase.cuda, (made, storage.device.index)))
         return Range(low, high, made)

@@ -1,33 +1,59 @@
-"""The plain tensors of a state, pickled ahead of the rest and remembered from save to save.
+"""The plain tensors of a state, written ahead of the rest and remembered from save to save.
 
 A training state is saved many times with the same tensors in it, and nothing about them changes but
-their bytes. So they are pickled apart; a later save whose tensors look the same takes over opcodes
-and places, and pickles only what refers to them. Nothing that is remembered keeps memory of a
-tensor alive, and a tensor that is missed here is pickled where it stands.
+their bytes. So their opcodes are written apart, and taken over by the next save whose tensors look
+the same. Nothing that is remembered keeps a tensor alive, and a tensor that is left out here is
+pickled where it stands.
 """
 
 from __future__ import annotations
 
-import pickle
-from collections import OrderedDict
-from itertools import compress
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import accumulate, compress, count
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch._utils import _rebuild_tensor_v2
+from torch.multiprocessing.reductions import rebuild_typed_storage
 
-from .._plan import DATA, Call, DataRegion
-from .torch import FROM_BUFFER, Storages
+from .._format import HEADER_SIZE, align
+from .._plan import DATA, SMALL, DataRegion, SmallPieces
+from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Storages
 
 _FEWEST = 64
-_MOST = 50_000
-"""Tensors that a ledger is made for: it takes about 1 KB for each."""
+_MOST = 500_000
+"""Tensors that a ledger is made for: it takes about 300 bytes for each."""
 
 _CONTAINERS = {dict, OrderedDict, list, tuple}
-_PROPERTIES = attrgetter("dtype", "shape", "requires_grad", "layout", "is_cpu", "is_quantized")
+_TENSOR = torch.Tensor
+_PLAIN: tuple[tuple[Callable[[Any], object], object], ...] = (
+    (attrgetter("layout"), torch.strided),
+    (attrgetter("is_cpu"), True),
+    (attrgetter("is_nested"), False),
+    (attrgetter("__dict__"), {}),
+    (_TENSOR.is_neg, False),
+)
+_DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
+"""Complex tensors are left out for their conjugated views."""
+
+_FUNCTIONS = _rebuild_tensor_v2, rebuild_typed_storage
 
 _Memo = dict[int, tuple[int, Any]]
-_Looks = tuple[list[Any], ...]
+
+
+class _Looks(NamedTuple):
+    """What the opcodes of tensors depend on, property by property."""
+
+    dtypes: list[torch.dtype]
+    shapes: list[torch.Size]
+    strides: list[tuple[int, ...]]
+    grads: list[bool]
+
+    def only(self, chosen: list[bool]) -> _Looks:
+        return _Looks(*(list(compress(column, chosen)) for column in self))  # type: ignore[arg-type]
+
 
 _recent: tuple[Ledger, ...] = ()
 """The last ledgers used. Replaced as a whole: a race between threads loses a ledger, and with it
@@ -35,73 +61,86 @@ some milliseconds."""
 
 
 class Ledger:
-    """Tensors as the beginning of a skeleton.
+    """Tensors as the beginning of a skeleton: each is put into the memo, none stays on the stack.
 
     Attributes:
-        opcodes: put the tensors into the memo, and leave nothing on the stack.
-        looks: what made it right for those tensors.
+        looks: of all tensors that were considered.
+        members: which of them are in the ledger: those that have a storage to themselves.
+        addresses: where the bytes of all were at the last save.
+        fits: off once a tensor from elsewhere turned out to share a member's storage.
+        opcodes: of the members.
     """
 
-    def __init__(self, tensors: list[torch.Tensor], looks: _Looks) -> None:
-        region = DataRegion()
-        storages = Storages(region)
-        written: list[bytes] = []
-        memo = _dump(tensors, storages, written)
+    def __init__(self, looks: _Looks, members: list[bool]) -> None:
         self.looks = looks
-        # The STOP of a finished pickle becomes a POP: what follows goes on with the same memo.
-        self.opcodes = b"".join(written)[:-1] + b"0"
-        self._size = region.size
-        self._places = [piece[:3] for piece in region.pieces]
-        self._whole = storages.whole
-        self._numbers = [memo.pop(id(tensor))[0] for tensor in tensors]
-        # The list of them is no object of the next save, but keeps its number.
-        self._memo = memo | {-1: (memo.pop(id(tensors))[0], None)}
+        self.members = members
+        self.addresses: list[int] = []
+        self.fits = True
+        mine = looks.only(members)
+        sizes = [
+            shape.numel() * dtype.itemsize
+            for dtype, shape in zip(mine.dtypes, mine.shapes, strict=True)
+        ]
+        starts = [0, *accumulate(map(align, sizes))]
+        self._size = starts.pop()
+        self._globals, self.opcodes = _write(mine, sizes, starts)
+        self._offsets = [HEADER_SIZE + start for start in starts]
+        self._sizes = sizes
+        self._are_small = [size < SMALL for size in sizes]
+        self._are_large = [size >= SMALL for size in sizes]
 
     def open(self, tensors: list[torch.Tensor], region: DataRegion) -> _Memo:
-        """Lay the tensors out in a fresh region; return the memo to pickle the rest with."""
+        """Lay the members out in a fresh region; return the memo to pickle the rest with."""
+        addresses = list(compress(self.addresses, self.members))
+        columns = self._offsets, self._sizes, addresses
+        offsets, sizes, small = (list(compress(column, self._are_small)) for column in columns)
         region.size = self._size
-        region.pieces = [(*place, tensors, False) for place in self._places]
-        region.shared = storages = Storages(region)
-        storages.whole.update(self._whole)
-        numbered = zip(tensors, self._numbers, strict=True)
-        return self._memo | {id(tensor): (number, tensor) for tensor, number in numbered}
+        region.small = SmallPieces(offsets, sizes, small, [tensors])
+        places = compress(zip(*columns, tensors, strict=True), self._are_large)
+        region.pieces = [(*place, False) for place in places]
+        region.shared = Storages(region, _Claim(self, tensors))
+        numbered = zip(count(len(self._globals)), tensors, strict=False)
+        return self._globals | dict(zip(map(id, tensors), numbered, strict=True))
 
 
-class _Sink:
-    def __init__(self, parts: list[bytes]) -> None:
-        self.write = parts.append
+class _Claim:
+    """The storages of a ledger's tensors, looked at only where another storage is met."""
 
+    def __init__(self, ledger: Ledger, tensors: list[torch.Tensor]) -> None:
+        self._ledger = ledger
+        self._tensors = tensors
+        self._storages: set[int] | None = None
 
-def _dump(tensors: list[torch.Tensor], storages: Storages, written: list[bytes]) -> _Memo:
-    pickler = pickle.Pickler(_Sink(written), 5)
-    pickler.dispatch_table = {
-        torch.Tensor: storages.reduce_tensor,
-        Call: attrgetter("reduction"),
-    }
-    pickler.memo = {id(DATA): (0, DATA), id(FROM_BUFFER): (1, FROM_BUFFER)}
-    pickler.dump(tensors)
-    return pickler.memo.copy()
+    def __contains__(self, storage: object) -> bool:
+        if self._storages is None:
+            self._storages = {tensor.untyped_storage()._cdata for tensor in self._tensors}
+        self._ledger.fits &= storage not in self._storages
+        return storage in self._storages
 
 
 def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor]] | None:
-    """The ledger of the plain tensors of a state and these tensors; ``None`` where they are too
-    few to be worth it, or too many to be remembered."""
+    """The ledger of the plain tensors of a state, and its members; ``None`` where there are too few
+    to be worth it, or one of them shares a storage with a tensor that is not among them."""
     global _recent
-    found = [tensor for tensor in _tensors_in(state) if _is_dense(tensor)]
+    found = _plain(_tensors_in(state))
     if not _FEWEST <= len(found) <= _MOST:
         return None
     looks = _looks(found)
-    tensors = list(compress(found, _are_plain(looks)))
+    addresses = list(map(_TENSOR.data_ptr, found))
     ledger = next((known for known in _recent if known.looks == looks), None)
-    if ledger is None:
-        ledger = Ledger(tensors, looks)
+    if ledger is None or ledger.addresses != addresses:
+        # Where all are at their old addresses, each member still has its bytes to itself.
+        members = _members(found, looks)
+        if ledger is None or ledger.members != members:
+            ledger = Ledger(looks, members)
+        ledger.addresses = addresses
     _recent = (ledger, *[known for known in _recent if known is not ledger][:1])
-    return ledger, tensors
+    return (ledger, list(compress(found, ledger.members))) if ledger.fits else None
 
 
 def _tensors_in(state: object) -> list[torch.Tensor]:
     """Every tensor that plain containers lead to, once."""
-    found: dict[int, torch.Tensor] = {}
+    found: list[torch.Tensor] = []
     seen: set[int] = set()
     waiting: list[Any] = [state] if type(state) in _CONTAINERS else []
     while waiting:
@@ -111,42 +150,114 @@ def _tensors_in(state: object) -> list[torch.Tensor]:
         seen.add(id(container))
         values = container.values() if isinstance(container, dict) else container
         types = set(map(type, values))
-        if torch.Tensor in types:
-            found |= {id(value): value for value in values if type(value) is torch.Tensor}
+        if _TENSOR in types:
+            only = len(types) == 1
+            found += values if only else [value for value in values if type(value) is _TENSOR]
         if not types.isdisjoint(_CONTAINERS):
             waiting += [value for value in values if type(value) in _CONTAINERS]
-    return list(found.values())
+    return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and tensor.is_cpu and not tensor.is_quantized
+def _plain(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Those that are nothing but bytes in the memory of this machine. Each property is looked at by
+    a loop in C, and most often all are plain."""
+    for look, plain in _PLAIN:
+        seen = list(map(look, tensors))
+        if seen.count(plain) < len(tensors):
+            tensors = [tensor for tensor, is_ in zip(tensors, seen, strict=True) if is_ == plain]
+    return tensors
 
 
 def _looks(tensors: list[torch.Tensor]) -> _Looks:
-    """Everything that the opcodes and the places of tensors depend on, property by property: each
-    list is made by a loop in C."""
-    kind = torch.Tensor
-    storages = list(map(kind.untyped_storage, tensors))
-    return (
-        list(map(_PROPERTIES, tensors)),
-        list(map(kind.stride, tensors)),
-        list(map(kind.storage_offset, tensors)),
-        list(map(kind.data_ptr, tensors)),
-        list(map(attrgetter("nbytes"), tensors)),
-        list(map(torch.UntypedStorage.nbytes, storages)),
-        list(map(attrgetter("_cdata"), storages)),
-        list(map(bool, map(attrgetter("__dict__"), tensors))),
-        list(map(kind.is_conj, tensors)),
-        list(map(kind.is_neg, tensors)),
+    return _Looks(
+        list(map(attrgetter("dtype"), tensors)),
+        list(map(attrgetter("shape"), tensors)),
+        list(map(_TENSOR.stride, tensors)),
+        list(map(attrgetter("requires_grad"), tensors)),
     )
 
 
-def _are_plain(looks: _Looks) -> list[bool]:
-    """Which tensors cover their storage, and are nothing besides that."""
-    _, _, _, _, sizes, storage_sizes, _, marked, conjugate, negative = looks
+def _members(tensors: list[torch.Tensor], looks: _Looks) -> list[bool]:
+    """Which tensors cover a storage that none of the others stands on."""
+    storages = list(map(_TENSOR.untyped_storage, tensors))
+    keys = list(map(attrgetter("_cdata"), storages))
+    shared = {key for key, uses in Counter(keys).items() if uses > 1}
+    sizes = map(attrgetter("nbytes"), tensors)
+    whole = map(torch.UntypedStorage.nbytes, storages)
     return [
-        size == storage_size and not (special or conj or neg)
-        for size, storage_size, special, conj, neg in zip(
-            sizes, storage_sizes, marked, conjugate, negative, strict=True
-        )
+        0 < size == of and key not in shared and dtype in _DTYPES
+        for size, of, key, dtype in zip(sizes, whole, keys, looks.dtypes, strict=True)
     ]
+
+
+# ------------------------------------------------------------------------------- opcodes
+
+
+def _write(looks: _Looks, sizes: list[int], offsets: list[int]) -> tuple[_Memo, bytes]:
+    """Opcodes that leave the tensors in the memo, and the memo before the first of them."""
+    names = [
+        (LITTLE, _string(LITTLE)),
+        *((function, _global(function.__module__, function.__name__)) for function in _FUNCTIONS),
+        *((dtype, _global(*str(dtype).split("."))) for dtype in {torch.uint8, *looks.dtypes}),
+    ]
+    memo: _Memo = {id(DATA): (0, DATA), id(FROM_BUFFER): (1, FROM_BUFFER)}
+    memo |= {id(named): (number, named) for number, (named, _) in enumerate(names, len(memo))}
+    get = {named: b"h" + bytes([number]) for number, named in memo.values()}
+    parts = [b"\x80\x05", *(text + _KEEP for _, text in names)]
+    ends: dict[Any, tuple[bytes, bytes]] = {}
+    for offset, size, *look in zip(offsets, sizes, *looks, strict=True):
+        key = tuple(look)
+        if key not in ends:
+            ends[key] = _around_offset(get, size, *key)
+        before, after = ends[key]
+        parts += before, _integer(offset), after
+    return memo, b"".join(parts)
+
+
+def _around_offset(
+    get: dict[Any, bytes],
+    size: int,
+    dtype: torch.dtype,
+    shape: torch.Size,
+    stride: tuple[int, ...],
+    grad: bool,
+) -> tuple[bytes, bytes]:
+    """What stands before and after the data offset of a tensor: the same for all that look alike.
+
+    ``_rebuild_tensor_v2(rebuild_typed_storage(from_buffer(DATA, 'little', size, offset, uint8),
+    dtype), 0, shape, stride, grad, None)``
+    """
+    rebuild_tensor, rebuild_storage = (get[function] for function in _FUNCTIONS)
+    before = rebuild_tensor + b"(" + rebuild_storage + get[FROM_BUFFER] + b"("
+    before += get[DATA] + get[LITTLE] + _integer(size)
+    storage = get[torch.uint8] + b"tR" + get[dtype] + b"\x86R"
+    flag = b"\x88" if grad else b"\x89"
+    view = _integer(0) + _integers(shape) + _integers(stride) + flag + b"N"
+    return before, storage + view + b"tR" + _KEEP
+
+
+_KEEP = b"\x940"
+"""MEMOIZE, POP."""
+
+
+def _global(module: str, name: str) -> bytes:
+    return _string(module) + _string(name) + b"\x93"
+
+
+def _string(text: str) -> bytes:
+    return b"\x8c" + bytes([len(text)]) + text.encode()
+
+
+def _integers(numbers: Iterable[int]) -> bytes:
+    return b"(" + b"".join(map(_integer, numbers)) + b"t"
+
+
+def _integer(number: int) -> bytes:
+    if number < 1 << 8:
+        return b"K" + number.to_bytes(1, "little")
+    if number < 1 << 16:
+        return b"M" + number.to_bytes(2, "little")
+    if number < 1 << 31:
+        return b"J" + number.to_bytes(4, "little")
+    size = number.bit_length() // 8 + 1
+    return b"\x8a" + bytes([size]) + number.to_bytes(size, "little")
