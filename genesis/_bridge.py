@@ -7,7 +7,8 @@ Guarantees:
 - A save that has not captured its state when it is cancelled never happened: its turn and memory
   are given back, and no byte was written.
 - The event loop is woken once, by the thread that resolves the future, through the loop's own
-  thread-safe call. If the loop is gone by then, the waking is dropped: nobody waits.
+  thread-safe call. If the loop is gone by then, and with it whoever waited, what waited for its
+  turn is withdrawn there and then: the collector may come to the coroutine much later.
 
 It knows futures and event loops, and nothing of checkpoints.
 """
@@ -18,7 +19,6 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import TypeVar
 
 from ._pool import Pool
@@ -49,22 +49,26 @@ async def wait(future: Future[T]) -> T:
     return future.result()
 
 
-async def settled(future: Future[T]) -> None:
-    """Wait until a future is resolved, with or without an error."""
+async def settled(future: Future[T], orphaned: Callable[[], object] = lambda: None) -> None:
+    """Wait until a future is resolved, with or without an error.
+
+    Args:
+        orphaned: called instead of going on, where the event loop is closed by then.
+    """
     import anyio
 
     if future.done():
         await anyio.lowlevel.checkpoint()
         return
     event = anyio.Event()
-    wake = _waker(event.set)
+    wake = _waker(event.set, orphaned)
     # Race: 1. the future resolves on its thread between `done` above and here; 2. then
     # add_done_callback calls `wake` at once, on this thread, which is as good.
     future.add_done_callback(lambda _: wake())
     await event.wait()
 
 
-def _waker(call: Callable[[], object]) -> Callable[[], None]:
+def _waker(call: Callable[[], object], orphaned: Callable[[], object]) -> Callable[[], None]:
     """A function that runs `call` on the running event loop from any thread."""
     if on_trio():
         import trio
@@ -77,7 +81,9 @@ def _waker(call: Callable[[], object]) -> Callable[[], None]:
         schedule, gone = asyncio.get_running_loop().call_soon_threadsafe, RuntimeError
 
     def wake() -> None:
-        with suppress(gone):  # the loop has ended, and with it whoever waited
+        try:
             schedule(call)
+        except gone:
+            orphaned()
 
     return wake

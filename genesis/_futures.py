@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Generator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,6 +136,12 @@ class SaveFuture(Future[SaveReport]):
         """For the writer."""
         if not self._capture.done():
             self._capture.set_exception(error) if error else self._capture.set_result(None)
+
+    def succeed(self, report: SaveReport) -> None:
+        """For the writer. Harmless where the future is resolved."""
+        self.resolve_captured()
+        with suppress(InvalidStateError):
+            self.set_result(report)
 
     def fail(self, failure: Failure) -> None:
         """For the writer."""

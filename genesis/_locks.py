@@ -14,33 +14,64 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 
 from . import _fs
 
 
 class Turn:
-    """A place in the line of one path. Leave it exactly once, at any time, from any thread."""
+    """A place in the line of one path.
+
+    Use it as a context manager, and enter the line inside: leaving the block leaves the line. Every
+    step may be repeated, and `leave` repairs a step that was cut short, so ``with turn, turn:``
+    leaves the line whatever line of this module an interrupt hits.
+    """
 
     def __init__(self, turns: Turns, path: str) -> None:
         self.path = path
         self.ready: Future[None] = Future()
         """Resolves when it is this turn's time. Any callback runs on the thread that made way."""
-        self.holder: int | None = None
-        """The thread that works on the path without letting anything else run on it."""
+        self.needed: int | None = None
+        """The thread that must be free, or this turn goes no further: it is working on the path, or
+        runs the event loop of a coroutine that waits for it."""
         self._turns = turns
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def enter(self) -> None:
+        """Stand at the end of the line; ready at once where nobody is before."""
+        self._turns._enter(self)
+
+    def wait(self) -> None:
+        """Wait until it is this turn's time.
+
+        Raises:
+            RuntimeError: an earlier turn needs this very thread, so waiting would never end.
+        """
+        if not self.ready.done() and self._turns._needs_this_thread(self):
+            raise RuntimeError(
+                f"a save of {self.path} was interrupted on this thread, or waits in a coroutine of "
+                "its event loop, and cannot go on before this call returns; await "
+                "genesis.aio.save, save to another path, or set a flag and save later"
+            )
+        self.ready.result()
 
     @contextmanager
     def held(self) -> Iterator[None]:
         """For the length of a with block this thread does nothing else, unless interrupted."""
-        self.holder = threading.get_ident()
+        before, self.needed = self.needed, threading.get_ident()
         try:
             yield
         finally:
-            self.holder = None
+            self.needed = before
 
     def leave(self) -> None:
+        """Make way for the next; harmless where it was done, and on any thread."""
         self._turns._leave(self)
 
 
@@ -51,50 +82,41 @@ class Turns:
         self._lock = threading.RLock()  # a signal handler may save; guards _lines
         self._lines: dict[str, deque[Turn]] = {}
 
-    def enter(self, path: str) -> Turn:
-        """Stand at the end of the line; ready at once where nobody is before.
+    def turn(self, path: str) -> Turn:
+        """A turn that stands in no line yet."""
+        return Turn(self, path)
 
-        Raises:
-            RuntimeError: this thread is in the middle of a save of the path, so that waiting for it
-                would never end. That is a signal handler's or a reduction's call.
-        """
-        turn = Turn(self, path)
+    def _enter(self, turn: Turn) -> None:
         with self._lock:
-            line = self._lines.setdefault(path, deque())
-            if any(other.holder == threading.get_ident() for other in line):
-                raise RuntimeError(
-                    f"a save of {path} was interrupted on this thread and cannot go on before this "
-                    "call returns; save to another path, or set a flag and save later"
-                )
+            line = self._lines.setdefault(turn.path, deque())
             line.append(turn)
-            first = len(line) == 1
-        if first:
-            turn.ready.set_result(None)
-        return turn
+            first = line[0]
+        _make_ready(first)
 
-    @contextmanager
-    def taken(self, path: str) -> Iterator[None]:
-        """Wait for the path's turn and keep it for the length of a with block."""
-        turn = self.enter(path)
-        try:
-            turn.ready.result()
-            with turn.held():
-                yield
-        finally:
-            turn.leave()
+    def _needs_this_thread(self, turn: Turn) -> bool:
+        with self._lock:
+            line = tuple(self._lines.get(turn.path, ()))
+        before = line[: line.index(turn)] if turn in line else ()
+        return any(other.needed == threading.get_ident() for other in before)
 
     def _leave(self, turn: Turn) -> None:
         with self._lock:
             line = self._lines.get(turn.path)
-            if line is None or turn not in line:
+            if line is None:
                 return
-            was_first = line[0] is turn
-            line.remove(turn)
+            if turn in line:
+                line.remove(turn)
             if not line:
                 del self._lines[turn.path]
-            following = line[0] if line and was_first else None
-        if following is not None:
-            following.ready.set_result(None)
+                return
+            first = line[0]
+        # Also where this turn was gone already: an interrupt may have come between the two.
+        _make_ready(first)
+
+
+def _make_ready(turn: Turn) -> None:
+    with suppress(InvalidStateError):
+        turn.ready.set_result(None)
 
 
 @contextmanager

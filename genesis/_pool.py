@@ -27,9 +27,9 @@ class Pool(Executor):
 
     def reset_after_fork(self) -> None:
         """Start empty: a forked child has none of its parent's threads."""
-        self._lock = threading.RLock()  # a signal handler may save; guards _queue and _running
+        self._lock = threading.RLock()  # a signal handler may save; guards what follows
         self._queue: deque[Callable[[], None]] = deque()
-        self._running = 0
+        self._running: set[threading.Thread] = set()
         self.inline = False
         """Run everything in the caller: the interpreter is going down."""
 
@@ -38,22 +38,28 @@ class Pool(Executor):
         future: Future[T] = Future()
         with self._lock:
             self._queue.append(lambda: _run(future, fn, args, kwargs))
-            needed = not self.inline and self._running < self.threads
-            self._running += needed
-        if self.inline:
+        if self.inline or not self._start():
             self.help()
-        elif needed:
-            self._start()
         return future
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Start a thread if one more may run; ``False`` where it can't: the interpreter is going
+        down, or the system has no thread left."""
         # No daemon: the interpreter must not go down under a thread that is in torch's code, where
         # being stopped aborts the process.
         thread = threading.Thread(target=self._work, name=self._name)
-        try:
-            thread.start()
-        except RuntimeError:  # the interpreter is going down, or the system has no thread left
-            self._work()
+        with self._lock:
+            # One that an interrupt kept from being started is none.
+            self._running = {one for one in self._running if one.ident is not None}
+            if len(self._running) >= self.threads:
+                return True
+            self._running.add(thread)
+            try:
+                thread.start()
+            except RuntimeError:
+                self._running.discard(thread)
+                return False
+        return True
 
     def _work(self) -> None:
         while (call := self._next(ending=True)) is not None:
@@ -68,7 +74,8 @@ class Pool(Executor):
         with self._lock:
             if self._queue:
                 return self._queue.popleft()
-            self._running -= ending
+            if ending:
+                self._running.discard(threading.current_thread())
             return None
 
     def help(self) -> None:

@@ -29,15 +29,15 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from . import _store
 from ._arena import Arena
-from ._futures import Failure, SaveFuture, SaveReport, log
-from ._locks import Turn, Turns
+from ._futures import Failure, Outcome, SaveFuture, SaveReport, log
+from ._locks import Turns
 from ._pool import Pool
 
 Capture = Literal["copy", "deferred"]
@@ -60,22 +60,41 @@ class Request:
 
 
 class Task:
-    """A captured save: everything that its write needs, and what it has to give back."""
+    """A background save, from its first step to its last: all that it has to give back.
 
-    def __init__(
-        self, request: Request, future: SaveFuture, job: _store.Job, arena: Arena, turn: Turn
-    ) -> None:
+    Use it as a context manager around what may fail before a writer thread has it: leaving the
+    block with an error, or without `started`, withdraws the save. As with a `Turn`, twice, so that
+    it is withdrawn whole also where an interrupt hits the withdrawal.
+    """
+
+    def __init__(self, writer: Writer, request: Request) -> None:
         self.request = request
-        self.future = future
-        self.job = job
-        self.arena = arena
-        self.turn = turn
-        self.claimed = False
-        """Somebody writes it, or dropped it. Guarded by the writer's lock."""
-        self.queued = time.perf_counter()
+        self.future = SaveFuture(request.path)
+        self.turn = writer.turns.turn(request.path)
+        self.job: _store.Job | None = None
+        self.arena: Arena | None = None
+        self.claimant: object = None
+        """Who ends it: a writer thread, or whoever withdraws it. Guarded by the writer's lock."""
+        self.started = False
+        self.began = time.perf_counter()
         self.waited = 0.0
         self.capture = 0.0
         self.stall = 0.0
+        self.queued = 0.0
+        self._writer = writer
+
+    def let_go(self) -> None:
+        """Drop the state and the future. The frames of an error keep the task alive for as long as
+        nobody asks for the error: clearing them does not reach the frames that called them."""
+        self.job = None
+        del self.request, self.future
+
+    def __enter__(self) -> Task:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or not self.started:
+            self._writer.withdraw(self, "skipped")
 
 
 class Writer:
@@ -89,10 +108,11 @@ class Writer:
     def _reset(self) -> None:
         self._lock = threading.RLock()  # a signal handler may save; guards the fields below
         self._pending: dict[SaveFuture, Task] = {}
-        self._pending_bytes = 0
+        self._reserved: dict[Task, int] = {}
+        """Bytes in flight."""
         self._freed: Future[None] = Future()
         self._unseen: list[Failure] = []
-        self._turns = Turns()
+        self.turns = Turns()
         self._registered = False
 
     def reset_after_fork(self) -> None:
@@ -109,11 +129,15 @@ class Writer:
     def save(self, request: Request) -> SaveReport:
         """Save in the calling thread, when it is the path's turn."""
         began = time.perf_counter()
-        with self._turns.taken(request.path):
+        turn = self.turns.turn(request.path)
+        with turn, turn:
+            turn.enter()
+            turn.wait()
             ready = time.perf_counter()
-            job = _store.plan(request.state, request.metadata)
-            planned = time.perf_counter()
-            written = _store.save(request.path, job)
+            with turn.held():
+                job = _store.plan(request.state, request.metadata)
+                planned = time.perf_counter()
+                written = _store.save(request.path, job)
         request.done()
         return SaveReport(
             path=request.path,
@@ -127,109 +151,94 @@ class Writer:
 
     def submit(self, request: Request) -> SaveFuture:
         """Capture in the calling thread, write on a thread of the pool."""
-        steps = self.submission(request)
-        try:
-            while True:
-                next(steps).result()
-        except StopIteration as finished:
-            future: SaveFuture = finished.value
-            return future
-        finally:
-            steps.close()
+        task = Task(self, request)
+        future = task.future
+        for step in self.submission(task):
+            if step is task.turn.ready:
+                task.turn.wait()
+            step.result()
+        return future
 
-    def submission(self, request: Request) -> Generator[Future[None], None, SaveFuture]:
-        """The steps of `submit`: yields each future that must resolve before it can go on.
+    def submission(self, task: Task) -> Generator[Future[None], None, None]:
+        """The steps of a save up to its capture: yields each future that must resolve before it can
+        go on.
 
         The state is captured in the last step, after all waiting. Closing the generator earlier
         withdraws the save.
         """
-        began = time.perf_counter()
-        turn = self._turns.enter(request.path)
-        try:
-            if not turn.ready.done():
+        request = task.request
+        with task, task:
+            task.turn.enter()
+            if not task.turn.ready.done():
                 if request.on_busy == "skip":
-                    return self._skipped(turn)
+                    return
                 if request.on_busy == "supersede":
                     self._supersede(request.path)
-                yield turn.ready
-            return (yield from self._admit(request, turn, began))
-        except BaseException:
-            turn.leave()
-            raise
+                yield task.turn.ready
+            while (freed := self._capture(task)) is not None:
+                if request.on_busy == "skip":
+                    return
+                # Planned again afterwards: while an event loop waits here, the state may change.
+                yield freed
+            self._start(task)
 
-    def _admit(
-        self, request: Request, turn: Turn, began: float
-    ) -> Generator[Future[None], None, SaveFuture]:
-        while True:
-            with turn.held():
-                ready = time.perf_counter()
-                job = _store.plan(request.state, request.metadata)
-                freed = self._reserve(job.size)
-                if freed is None:
-                    task = self._capture(request, job, turn, ready)
-                    break
-            if request.on_busy == "skip":
-                return self._skipped(turn)
-            # Planned again afterwards: while an event loop waits here, the state may change.
-            yield freed
-        task.waited = ready - began
-        task.stall = time.perf_counter() - began
-        self._start(task)
-        return task.future
-
-    def _skipped(self, turn: Turn) -> SaveFuture:
-        turn.leave()
-        future = SaveFuture(turn.path)
-        future.resolve_captured()
-        future.set_result(SaveReport(turn.path, outcome="skipped"))
-        return future
-
-    def _capture(self, request: Request, job: _store.Job, turn: Turn, ready: float) -> Task:
-        arena = None
-        try:
-            arena = _store.arenas.take(job.size)
-            _store.stage(job, arena, large=request.capture == "copy")
-        except BaseException:
-            if arena is not None:
-                _store.arenas.give_back(arena)
-            self._release(job.size)
-            raise
-        task = Task(request, SaveFuture(request.path), job, arena, turn)
-        task.capture = task.queued - ready
+    def _capture(self, task: Task) -> Future[None] | None:
+        """Capture the state, or return what must resolve before there is memory for it."""
+        request = task.request
+        with task.turn.held():
+            ready = time.perf_counter()
+            task.job = _store.plan(request.state, request.metadata)
+            if (freed := self._reserve(task)) is not None:
+                return freed
+            task.arena = _store.arenas.take(task.job.size)
+            _store.stage(task.job, task.arena, large=request.capture == "copy")
         if request.capture == "copy":
             task.future.resolve_captured()
-        return task
+        task.queued = time.perf_counter()
+        task.waited, task.capture = ready - task.began, task.queued - ready
+        task.stall = task.queued - task.began
+        return None
+
+    def withdraw(self, task: Task, outcome: Outcome) -> None:
+        """End a save that no writer thread has begun; harmless where one has."""
+        if self._claim(task, self.withdraw):
+            self._finish(task, SaveReport(task.request.path, outcome=outcome, stall=task.stall))
 
     def _supersede(self, path: str) -> None:
         """Drop the saves of `path` that are queued and not started."""
         with self._lock:
             tasks = [task for task in self._pending.values() if task.request.path == path]
-        for task in filter(self._claim, tasks):
-            self._finish(task, SaveReport(path, outcome="superseded", stall=task.stall))
+        for task in tasks:
+            with task:  # repeats what an interrupt cuts short
+                self.withdraw(task, "superseded")
 
-    def _claim(self, task: Task) -> bool:
-        """Whether the caller is the one who ends a task."""
+    def _claim(self, task: Task, claimant: object) -> bool:
+        """Whether the claimant is the one who ends a task."""
         with self._lock:
-            claimed, task.claimed = task.claimed, True
-            return not claimed
+            if task.claimant is None:
+                task.claimant = claimant
+            return task.claimant == claimant
 
     # Memory
 
-    def _reserve(self, size: int) -> Future[None] | None:
-        """Take `size` of the bytes in flight, or return a future that resolves when some are
-        free again."""
+    def _reserve(self, task: Task) -> Future[None] | None:
+        """Take a task's share of the bytes in flight, or return a future that resolves when some
+        are free again."""
+        size = task.job.size if task.job else 0
         with self._lock:
-            fits = self._pending_bytes + size <= self.max_pending_bytes
-            if not fits and self._pending_bytes:
+            if self._reserved and sum(self._reserved.values()) + size > self.max_pending_bytes:
+                if self._freed.done():
+                    self._freed = Future()
                 return self._freed
-            self._pending_bytes += size
+            self._reserved[task] = size
             return None
 
-    def _release(self, size: int) -> None:
+    def _release(self, task: Task) -> None:
         with self._lock:
-            self._pending_bytes -= size
-            freed, self._freed = self._freed, Future()
-        freed.set_result(None)
+            self._reserved.pop(task, None)
+            freed = self._freed
+        with suppress(InvalidStateError):
+            freed.set_result(None)
 
     # Writing
 
@@ -237,15 +246,18 @@ class Writer:
         with self._lock:
             self._register_exit()
             self._pending[task.future] = task
+        task.turn.needed = None
         self.pool.submit(self._run, task)
+        task.started = True
 
     def _run(self, task: Task) -> None:
-        if not self._claim(task):
+        if not self._claim(task, self._run):
             return
         outcome = self._attempt(task)
         if isinstance(outcome, BaseException):
             _forget_frames(outcome)
         self._finish(task, outcome)
+        task.let_go()
 
     def _attempt(self, task: Task) -> SaveReport | BaseException:
         try:
@@ -256,6 +268,8 @@ class Writer:
         return report
 
     def _write(self, task: Task) -> SaveReport:
+        assert task.job is not None
+        assert task.arena is not None
         started = time.perf_counter()
         _store.stage_rest(task.job, task.arena, large=task.request.capture == "copy")
         task.job.plan.release()
@@ -273,21 +287,22 @@ class Writer:
         )
 
     def _finish(self, task: Task, outcome: SaveReport | BaseException) -> None:
-        _store.arenas.give_back(task.arena)
-        self._release(task.job.size)
-        failure = None
-        if isinstance(outcome, BaseException):
-            failure = Failure(task.request.path, outcome)
+        """Give back what a task holds, then resolve its future. Each step may be repeated."""
+        future, arena = task.future, task.arena
+        failure = Failure(future.path, outcome) if isinstance(outcome, BaseException) else None
+        task.arena = None
+        if arena is not None:
+            _store.arenas.give_back(arena)
+        self._release(task)
         with self._lock:
-            del self._pending[task.future]
+            self._pending.pop(future, None)
             if failure is not None:
                 self._unseen = [*self._unseen, failure][-_UNSEEN_KEPT:]
         task.turn.leave()
-        if isinstance(outcome, SaveReport):
-            task.future.resolve_captured()
-            task.future.set_result(outcome)
-        elif failure is not None:
-            task.future.fail(failure)
+        if failure is not None:
+            future.fail(failure)
+        elif isinstance(outcome, SaveReport):
+            future.succeed(outcome)
 
     # Waiting
 

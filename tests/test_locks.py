@@ -10,6 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ from contention import (
 
 import genesis
 from genesis import _fs
-from genesis._locks import Turns, between_processes
+from genesis._locks import Turn, Turns, between_processes
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +52,23 @@ def is_free(directory: Path) -> bool:
 # Turns
 
 
+def enter(turns: Turns, path: str) -> Turn:
+    turn = turns.turn(path)
+    turn.enter()
+    return turn
+
+
+@contextmanager
+def taken(turns: Turns, path: str) -> Iterator[None]:
+    with turns.turn(path) as turn:
+        turn.enter()
+        turn.wait()
+        yield
+
+
 def test_turns_of_one_path_come_first_in_first_out() -> None:
     turns = Turns()
-    line = [turns.enter("p") for _ in range(5)]
+    line = [enter(turns, "p") for _ in range(5)]
     for number, turn in enumerate(line):
         assert [later.ready.done() for later in line] == [n <= number for n in range(5)]
         turn.leave()
@@ -61,13 +76,13 @@ def test_turns_of_one_path_come_first_in_first_out() -> None:
 
 def test_turns_of_different_paths_are_ready_at_once() -> None:
     turns = Turns()
-    assert turns.enter("p").ready.done()
-    assert turns.enter("q").ready.done()
+    assert enter(turns, "p").ready.done()
+    assert enter(turns, "q").ready.done()
 
 
 def test_leaving_the_middle_of_the_line_wakes_nobody() -> None:
     turns = Turns()
-    first, middle, last = (turns.enter("p") for _ in range(3))
+    first, middle, last = (enter(turns, "p") for _ in range(3))
     middle.leave()
     assert not last.ready.done()
     first.leave()
@@ -77,7 +92,7 @@ def test_leaving_the_middle_of_the_line_wakes_nobody() -> None:
 
 def test_leaving_twice_does_no_harm() -> None:
     turns = Turns()
-    first, second, third = (turns.enter("p") for _ in range(3))
+    first, second, third = (enter(turns, "p") for _ in range(3))
     first.leave()
     first.leave()
     assert second.ready.done()
@@ -87,16 +102,16 @@ def test_leaving_twice_does_no_harm() -> None:
 def test_a_path_that_nobody_waits_for_is_forgotten() -> None:
     turns = Turns()
     for number in range(100):
-        with turns.taken(f"p{number}"):
+        with taken(turns, f"p{number}"):
             pass
     assert turns._lines == {}
 
 
 def test_a_turn_is_given_back_by_whoever_fails_in_it() -> None:
     turns = Turns()
-    with pytest.raises(KeyError, match="inside"), turns.taken("p"):
+    with pytest.raises(KeyError, match="inside"), taken(turns, "p"):
         raise KeyError("inside")
-    assert turns.enter("p").ready.done()
+    assert enter(turns, "p").ready.done()
 
 
 def test_only_one_thread_has_its_turn_at_a_time() -> None:
@@ -106,7 +121,7 @@ def test_only_one_thread_has_its_turn_at_a_time() -> None:
 
     def visit(_: int) -> None:
         nonlocal inside, most
-        with turns.taken("p"):
+        with taken(turns, "p"):
             inside += 1
             most = max(most, inside)
             inside -= 1
@@ -122,7 +137,7 @@ def test_turns_that_come_and_go_at_random_are_never_lost() -> None:
     turns = Turns()
 
     def visit(number: int) -> None:
-        turn = turns.enter("p")
+        turn = enter(turns, "p")
         if number % 3:
             turn.leave()  # withdrawn, ready or not
             return

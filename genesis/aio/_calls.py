@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any
 
 from .. import _api, _bridge
 from .._futures import SaveReport
-from .._writer import Capture, OnBusy, Request, writer
+from .._writer import Capture, OnBusy, Request, Task, writer
 
 
 async def save(
@@ -37,14 +39,13 @@ async def save(
 
 async def submit(request: Request) -> SaveReport:
     """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
-    steps = writer.submission(request)
-    try:
-        while True:
-            await _bridge.settled(next(steps))
-    except StopIteration as finished:
-        future = finished.value
-    finally:
-        steps.close()
+    task = Task(writer, request)
+    future = task.future
+    # Whoever blocks this thread, the loop's, to wait for this save's turn would wait for ever.
+    task.turn.needed = threading.get_ident()
+    with closing(writer.submission(task)) as steps:
+        for step in steps:
+            await _bridge.settled(step, orphaned=steps.close)
     return await _bridge.wait(future)
 
 
