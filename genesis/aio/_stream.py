@@ -6,6 +6,7 @@ Each chunk is checked against its digest before any byte of it is handed out.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -29,8 +30,7 @@ async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIte
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     path = _fs.resolve(file_path)
-    fd = await _bridge.call(partial(_fs.open_for_reading, path))
-    async with _open(fd) as file:
+    async with _descriptor(path) as fd, _open(fd) as file:
         opened = await _bridge.call(partial(_store.open_file, path, fd))
         for number in range(opened.chunks):
             low, high = opened.chunk_span(number)
@@ -43,16 +43,35 @@ async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIte
 
 
 @asynccontextmanager
+async def _descriptor(path: str) -> AsyncIterator[int]:
+    """A file open for reading.
+
+    Race: 1. the task is cancelled while a thread opens the file; 2. the thread has it open, for
+    nobody. So it is closed when both are over, whichever is the last.
+    """
+    opening = _bridge.executor.submit(_fs.open_for_reading, path)
+    try:
+        yield await _bridge.wait(opening)
+    finally:
+        opening.add_done_callback(_close)
+
+
+def _close(opening: Future[int]) -> None:
+    if opening.exception() is None:
+        _fs.close(opening.result())
+
+
+@asynccontextmanager
 async def _open(fd: int) -> AsyncIterator[Any]:
-    """An open descriptor as an asynchronous file, which closes it."""
+    """An open descriptor as an asynchronous file. The descriptor stays open."""
     if _bridge.on_trio():
         import anyio
 
-        opening: Any = await anyio.open_file(fd, "rb")
+        opening: Any = await anyio.open_file(fd, "rb", closefd=False)
     else:
         import aiofiles
 
-        opening = aiofiles.open(fd, "rb", executor=_bridge.executor)
+        opening = aiofiles.open(fd, "rb", closefd=False, executor=_bridge.executor)
     async with opening as file:
         yield file
 
