@@ -1,0 +1,255 @@
+"""The public surface, written down: names, signatures, docstrings, errors. Whoever changes it changes
+this file.
+
+What importing costs and what the types say is in test_packaging; that the README's programs run, in
+test_readme.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+import genesis
+import genesis.aio
+
+CALLS = {
+    "add_safe_globals": "(objects)",
+    "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None)",
+    "flush": "(timeout=None)",
+    "load": "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)",
+    "load_checkpoint": (
+        "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)"
+    ),
+    "prewarm": "(state_dict)",
+    "safe_load_checkpoint": "(file_path, model, optimizer=None, *, weights_only=False)",
+    "save": (
+        "(state_dict, file_path, *, background=False, clear=True, capture='copy', "
+        "on_busy='wait', metadata=None)"
+    ),
+    "save_checkpoint": (
+        "(model_state_dict, optimizer_state_dict, file_path, *, background=False, capture='copy', "
+        "on_busy='wait', metadata=None)"
+    ),
+    "validate_checkpoint": "(file_path)",
+}
+AIO_CALLS = {
+    "load": CALLS["load"],
+    "load_async": CALLS["load"],
+    "load_checkpoint": CALLS["load_checkpoint"],
+    "safe_load_checkpoint": CALLS["safe_load_checkpoint"],
+    "save": CALLS["save"].replace("background=False, ", ""),
+    "save_async": CALLS["save"].replace("background=False, ", ""),
+    "save_checkpoint": CALLS["save_checkpoint"].replace("background=False, ", ""),
+    "stream": "(file_path, *, chunk_size=1048576)",
+    "validate_checkpoint": CALLS["validate_checkpoint"],
+}
+MANAGER = {
+    "__init__": "(self, checkpoint_dir, max_checkpoints=5)",
+    "checkpoints": "(self)",
+    "latest": "(self)",
+    "save_checkpoint": "(self, model, optimizer, epoch, loss, *, background=False)",
+}
+FUTURE = {
+    "result": "(self, timeout=None)",
+    "exception": "(self, timeout=None)",
+    "wait_captured": "(self, timeout=None)",
+}
+ERRORS = {
+    "GenesisError": Exception,
+    "CorruptCheckpointError": pickle.UnpicklingError,
+    "ChecksumError": genesis.CorruptCheckpointError,
+    "NewerFormatError": genesis.CorruptCheckpointError,
+    "NotACheckpointError": genesis.CorruptCheckpointError,
+    "TruncatedError": genesis.CorruptCheckpointError,
+    "UnsafeLoadError": genesis.CorruptCheckpointError,
+    "UnpicklableStateError": pickle.PicklingError,
+    "DurabilityUnknownError": OSError,
+}
+CLASSES = {"CheckpointManager", "SaveFuture", "SaveReport"}
+
+
+def signature(call: Any) -> str:
+    """A signature without its types, which are mypy's business."""
+    found = inspect.signature(call)
+    bare = [each.replace(annotation=each.empty) for each in found.parameters.values()]
+    return str(found.replace(parameters=bare, return_annotation=found.empty))
+
+
+def test_the_names_of_genesis() -> None:
+    warning = {"RecoveredFromBackupWarning"}
+    assert set(genesis.__all__) == {*CALLS, *ERRORS, *CLASSES, *warning, "__version__"}
+    assert genesis.__all__ == sorted(genesis.__all__)
+
+
+def test_the_names_of_aio() -> None:
+    assert set(genesis.aio.__all__) == {*AIO_CALLS, "CheckpointManager"}
+    assert genesis.aio.__all__ == sorted(genesis.aio.__all__)
+
+
+@pytest.mark.parametrize("module", [genesis, genesis.aio], ids=["genesis", "aio"])
+def test_nothing_but_submodules_is_public_beside_all(module: types.ModuleType) -> None:
+    public = {name for name in vars(module) if not name.startswith("_")}
+    others = public - set(module.__all__)
+    assert all(inspect.ismodule(getattr(module, name)) for name in others), others
+    assert others <= {"aio", "integrations"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_the_signature_of_a_call(name: str) -> None:
+    assert signature(getattr(genesis, name)) == CALLS[name]
+
+
+@pytest.mark.parametrize("name", AIO_CALLS)
+def test_the_signature_of_an_awaitable_call(name: str) -> None:
+    call = getattr(genesis.aio, name)
+    assert signature(call) == AIO_CALLS[name]
+    is_stream = name == "stream"
+    assert inspect.isasyncgenfunction(call) is is_stream
+    assert inspect.iscoroutinefunction(call) is not is_stream
+
+
+@pytest.mark.parametrize("name", MANAGER)
+def test_the_signature_of_the_manager(name: str) -> None:
+    assert signature(getattr(genesis.CheckpointManager, name)) == MANAGER[name]
+    twin = signature(getattr(genesis.aio.CheckpointManager, name))
+    assert twin == MANAGER[name].replace(", *, background=False", "")
+
+
+@pytest.mark.parametrize("name", FUTURE)
+def test_the_signature_of_the_future(name: str) -> None:
+    assert signature(getattr(genesis.SaveFuture, name)) == FUTURE[name]
+
+
+def test_the_fields_of_the_report() -> None:
+    report = genesis.SaveReport("a.pth")
+    fields = ["path", "bytes", "outcome", "stall", "capture", "wait", "write", "sync"]
+    assert list(genesis.SaveReport.__dataclass_fields__) == fields
+    assert (report.outcome, report.bytes, report.throughput) == ("durable", 0, 0.0)
+    with pytest.raises(AttributeError, match="cannot assign"):
+        report.bytes = 5  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(report)) == report
+
+
+def documented() -> Iterator[tuple[str, object]]:
+    """Everything that a user may call or catch, by name."""
+    for module in (genesis, genesis.aio):
+        yield module.__name__, module
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if name == "__version__":
+                continue
+            yield f"{module.__name__}.{name}", thing
+            if inspect.isclass(thing):
+                yield from _members(f"{module.__name__}.{name}", thing)
+
+
+def _members(name: str, cls: type) -> Iterator[tuple[str, object]]:
+    for member, value in vars(cls).items():
+        if not member.startswith("_") and (
+            inspect.isfunction(value) or isinstance(value, property)
+        ):
+            yield f"{name}.{member}", value
+
+
+DOCUMENTED = dict(documented())
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_everything_public_has_a_docstring(name: str) -> None:
+    text = DOCUMENTED[name].__doc__ or ""
+    assert len(text.split()) >= 3
+    assert text[0].isupper() or text[0] in "`g"
+    assert "." in text
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_docstring_names_every_argument_or_refers_to_the_call_that_does(name: str) -> None:
+    text = getattr(genesis, name).__doc__
+    arguments = inspect.signature(getattr(genesis, name)).parameters
+    missing = [argument for argument in arguments if argument not in text]
+    assert "Args:" not in text or missing == []
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_every_parameter_and_result_has_a_type(name: str) -> None:
+    thing = DOCUMENTED[name]
+    if not inspect.isfunction(thing):
+        return
+    found = inspect.signature(thing)
+    bare = [each.name for each in found.parameters.values() if each.annotation is each.empty]
+    assert set(bare) <= {"self"}
+    assert found.return_annotation is not found.empty
+
+
+# --- Errors ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_where_an_error_stands(name: str) -> None:
+    error = getattr(genesis, name)
+    assert issubclass(error, genesis.GenesisError)
+    assert issubclass(error, ERRORS[name])
+    assert error.__module__.startswith("genesis")
+
+
+def test_the_warning_is_one_of_the_user() -> None:
+    assert issubclass(genesis.RecoveredFromBackupWarning, UserWarning)
+
+
+MADE = [
+    genesis.ChecksumError("a.pth", "a byte changed", 5),
+    genesis.TruncatedError("a.pth", "it ends early"),
+    genesis.NewerFormatError("a.pth", "version 7", 1 << 40),
+    genesis.NotACheckpointError("a.pth", "text", 0, "look elsewhere"),
+    genesis.UnsafeLoadError("a.pth", "os.system", 3, refused=("os.system",)),
+    genesis.UnpicklableStateError("['a'][0]", "a generator"),
+    genesis.DurabilityUnknownError("a.pth", "the directory could not be synced"),
+]
+
+
+@pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
+def test_an_error_can_be_sent_to_another_process(error: Exception) -> None:
+    for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(again) is type(error)
+        assert str(again) == str(error)
+        assert vars(again) == vars(error)
+
+
+@pytest.mark.parametrize("error", MADE, ids=lambda error: type(error).__name__)
+def test_an_error_says_what_was_wrong_and_what_to_do(error: Any) -> None:
+    assert error.problem in str(error)
+    assert ";" in str(error)
+    if isinstance(error, genesis.CorruptCheckpointError):
+        assert str(error).startswith("a.pth: ")
+        assert str(error).endswith(error.hint)
+        assert (error.offset is not None) is (f"at byte {error.offset or 0:,}" in str(error))
+
+
+# --- The module -----------------------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_there() -> None:
+    with pytest.raises(AttributeError, match="module 'genesis' has no attribute 'dump'"):
+        genesis.dump  # noqa: B018
+
+
+def test_aio_is_there_after_a_plain_import() -> None:
+    assert genesis.__getattr__("aio") is genesis.aio
+
+
+def test_the_version_is_one() -> None:
+    major, minor, patch = genesis.__version__.split(".")
+    assert all(part.isdigit() for part in (major, minor, patch))
+
+
+def test_safe_globals_take_classes_and_functions() -> None:
+    genesis.add_safe_globals([])
+    with pytest.raises(AttributeError, match=r"__module__|__qualname__"):
+        genesis.add_safe_globals([5])  # type: ignore[list-item]
