@@ -182,10 +182,10 @@ def training(bed: Bed) -> Result:
     Windows with one save at their second step alternate with windows without. A window with a
     save goes on until the save is finished, so that whatever it takes from training is inside.
     """
-    trainer, pairs = bed.state.trainer, bed.options["pairs"]
+    pairs = bed.options["pairs"]
+    _window(bed, save=False)
+    bare = _window(bed, save=False)
     bed.peer.set_up(bed.state.fresh(), bed.folder)
-    for _ in range(2):
-        trainer.step()
     _window(bed, save=True)
     windows = [_window(bed, save=bool(i % 2)) for i in range(2 * pairs + 1)]
     plain, saving = windows[0::2], windows[1::2]
@@ -194,6 +194,8 @@ def training(bed: Bed) -> Result:
         # The same sum for windows without a save: what the method itself takes for a loss.
         "noise": [_lost(plain[i], plain[i], plain[i + 1]) for i in range(pairs)],
         "step": median([step for window in plain for step in window["steps"]]),
+        # Before the peer was there: some slow every step down, not only those beside a save.
+        "bare_step": median(bare["steps"]),
         "timelines": saving,
     }
 

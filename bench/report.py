@@ -190,7 +190,15 @@ def _load_row(name: str, mine: Results, how: str) -> list[str]:
 
 def training(results: Results) -> str:
     """Training time lost per checkpoint, and the spread of the method itself."""
-    header = ["peer", "lost ms", "quartiles ms", "in steps", "step ms", "without a save ms"]
+    header = [
+        "peer",
+        "lost ms",
+        "quartiles ms",
+        "in steps",
+        "step ms",
+        "x step before set-up",
+        "without a save ms",
+    ]
     rows = [_training_row(name, results.where(peer=name)) for name in results.peers()]
     return table(header, rows)
 
@@ -198,15 +206,17 @@ def training(results: Results) -> str:
 def _training_row(name: str, mine: Results) -> list[str]:
     failure = mine.failure()
     if failure:
-        return [name, _short(failure), "", "", "", ""]
+        return [name, _short(failure), *[""] * 5]
     lost, noise = mine.pooled("lost"), mine.pooled("noise")
     step = middle([result["step"] for result in mine.good()]) or 1.0
+    slower = middle([result["step"] / result["bare_step"] for result in mine.good()]) or 1.0
     return [
         name,
         _ms(lost),
         _quartiles(lost),
         figures((middle(lost) or 0) / step),
         milliseconds(step),
+        figures(slower),
         _quartiles(noise),
     ]
 
