@@ -69,7 +69,7 @@ def line(environment: dict[str, Any]) -> str:
         if version != "absent"
     )
     return (
-        f"{environment['date']}; {environment['processor']}, {environment['cores']} cores, "
+        f"{environment['processor']}, {environment['cores']} cores, "
         f"{environment['memory_gb']} GB; {environment['kernel']}, {environment['file_system']}; "
-        f"load {environment['load'][0]} at the start; Python {environment['python']}, {packages}"
+        f"Python {environment['python']}, {packages}"
     )

@@ -38,7 +38,7 @@ class Goal:
         if self.value is None:
             return "not measured"
         reached = self.value >= self.limit if self.at_least else self.value <= self.limit
-        return "pass" if reached else "MISS"
+        return "reached" if reached else "NOT REACHED"
 
     def row(self) -> list[str]:
         sign = ">=" if self.at_least else "<="

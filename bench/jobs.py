@@ -110,7 +110,8 @@ def _attend(process: subprocess.Popen[str], timeout: float) -> Result:
     timer.start()
     sampler = _Sampler(process.pid)
     try:
-        assert process.stdout and process.stdin
+        assert process.stdout
+        assert process.stdin
         for line in process.stdout:
             if line == "mark baseline\n":
                 sampler.start()

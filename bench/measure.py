@@ -6,6 +6,7 @@ Every sample is kept; nothing is averaged here, and no sample is thrown away but
 from __future__ import annotations
 
 import gc
+import math
 import os
 import shutil
 import time
@@ -68,13 +69,22 @@ def saves(bed: Bed) -> Result:
     # Only who syncs before it returns is held against the disk; the others are spared its noise.
     wants_write = bed.peer.durable != "no" and not bed.peer.background
     write = WriteFloor(copy.arena, bed.state.nbytes, bed.folder) if wants_write else None
-    first, _, *samples = [_sample(bed, copy, write) for _ in range(2 + bed.options["saves"])]
+    first, *later = list(_samples(bed, copy, write))
     return {
         "first": first,
-        "samples": samples,
+        # Who is too slow for a warm-up and a sample has the one that there was time for.
+        "samples": later[1:] or later,
         "copy_way": copy.way,
         "direct": write.direct if write else None,
     }
+
+
+def _samples(bed: Bed, copy: CopyFloor, write: WriteFloor | None) -> Iterator[Result]:
+    """A first save, a warm-up, and as many more as were asked for and as there is time for."""
+    until = time.perf_counter() + bed.options.get("seconds", math.inf)
+    for number in range(2 + bed.options["saves"]):
+        if number < 2 or time.perf_counter() < until:
+            yield _sample(bed, copy, write)
 
 
 def _sample(bed: Bed, copy: CopyFloor, write: WriteFloor | None) -> Result:

@@ -26,6 +26,20 @@ def _colour(name: str) -> str:
     return OURS if name.startswith("genesis") else THEIRS
 
 
+def draw(results: Results, folder: Path) -> None:
+    """Every picture of the page for which there are results."""
+    saves, trained = results.where(mode="saves"), results.where(mode="training")
+    if saves.where(state="big").good():
+        stall(saves.where(state="big"), folder / "stall-big.png")
+    if saves.where(state="small").good():
+        stall(saves.where(state="small"), folder / "stall-small.png")
+    if trained.good():
+        training(trained, folder / "training.png")
+    by_bytes, by_count = saves.where(state="gpt"), saves.where(state="tensors")
+    if by_bytes.good() and by_count.good():
+        growth(by_bytes, by_count, folder / "growth.png")
+
+
 def stall(results: Results, file: Path, timelines: Results | None = None) -> None:
     """Call stall by peer; beside it, if given, step times around a save."""
     columns = 2 if timelines is not None and timelines.good() else 1

@@ -12,23 +12,25 @@ from typing import Any
 
 import environment
 import goals
-from peers import peer_named
+from peers import PEERS, peer_named
 from results import Results, middle
 from stats import figures, milliseconds, quantile, table
 
 PICTURES = {
     "saves-big": "stall-big.png",
+    "saves-small": "stall-small.png",
     "training": "training.png",
     "growth-bytes": "growth.png",
 }
 STATES = ("big", "small", "many", "few", "numpy", "jax", "objects", "plain_objects", "huge")
 
 
-def blocks(results: Results, described: dict[str, Any]) -> dict[str, str]:
+def blocks(results: Results, environments: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Every block by name; those without a measurement are left out."""
     makers: dict[str, Callable[[], str]] = {
         "goals": lambda: goals.as_table(results),
-        "peers": _peers,
+        "peers": peers,
+        "runs": lambda: runs(environments),
         **{f"saves-{s}": _maker(saves, results.where(mode="saves", state=s)) for s in STATES},
         **{f"loads-{s}": _maker(loads, results.where(mode="loads", state=s)) for s in STATES},
         "training": _maker(training, results.where(mode="training")),
@@ -38,7 +40,7 @@ def blocks(results: Results, described: dict[str, Any]) -> dict[str, str]:
         "growth-count": _maker(growth, results.where(state="tensors"), "count"),
         "check": _maker(check, results.where(mode="check")),
     }
-    texts = {"environment": f"{environment.line(described)}.\n\n{environment.BIAS}"}
+    texts = {"environment": _environment(environments)}
     for name, make in makers.items():
         text = make()
         if text:
@@ -48,6 +50,26 @@ def blocks(results: Results, described: dict[str, Any]) -> dict[str, str]:
 
 def _maker(make: Callable[..., str], results: Results, *more: str) -> Callable[[], str]:
     return lambda: make(results, *more) if results.good() else ""
+
+
+def _environment(environments: dict[str, dict[str, Any]]) -> str:
+    lines = dict.fromkeys(environment.line(described) for described in environments.values())
+    return "\n\n".join(f"{line}." for line in [*lines]) + f"\n\n{environment.BIAS}"
+
+
+def runs(environments: dict[str, dict[str, Any]]) -> str:
+    """When each part was run, and what else the machine had to do then."""
+    rows = [
+        [
+            name,
+            described["date"],
+            str(described["rounds"]),
+            figures(described["seconds"] / 60),
+            str(described["load"][0]),
+        ]
+        for name, described in environments.items()
+    ]
+    return table(["part", "started", "rounds", "minutes", "load at the start"], rows)
 
 
 def page(texts: dict[str, str]) -> str:
@@ -69,7 +91,7 @@ def put(document: Path, texts: dict[str, str]) -> list[str]:
     content, homeless = document.read_text(), []
     for name, text in texts.items():
         pattern = rf"(<!-- bench:{name} -->\n).*?(<!-- /bench:{name} -->)"
-        whole = text + _picture(name, "../bench/results")
+        whole = text + _picture(name, document.stem)
         content, count = re.subn(
             pattern, lambda m, whole=whole: f"{m[1]}{whole}\n{m[2]}", content, flags=re.DOTALL
         )
@@ -82,9 +104,8 @@ def put(document: Path, texts: dict[str, str]) -> list[str]:
 # -------------------------------------------------------------------------------------- saves
 
 
-def _peers() -> str:
-    from peers import PEERS
-
+def peers() -> str:
+    """What each name in the other tables stands for."""
     rows = [[p.name, p.what, p.durable, "yes" if p.copies else "no"] for p in PEERS]
     return table(["peer", "what is called", "durable", "state is free at return"], rows)
 

@@ -6,7 +6,7 @@ Pools only what was measured alike: same mode, state, size and peer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,6 @@ class Results:
     """Records of one or more sections."""
 
     records: list[Record]
-
-    @classmethod
-    def read(cls, files: Iterable[Path]) -> Results:
-        """Pool the records of JSON files that `write` wrote."""
-        return cls([r for file in files for r in json.loads(file.read_text())["records"]])
-
-    def write(self, file: Path, environment: dict[str, Any]) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"environment": environment, "records": self.records}
-        file.write_text(json.dumps(_rounded(content), indent=1) + "\n")
 
     def where(self, **wanted: Any) -> Results:
         """The records whose job has these values."""
@@ -101,10 +91,32 @@ def middle(numbers: list[float]) -> float | None:
     return median(numbers) if numbers else None
 
 
+def write_part(file: Path, environment: dict[str, Any], records: list[Record]) -> None:
+    """Write the results of one part as JSON, a line for each record."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(_rounded(record)) for record in records)
+    file.write_text(f'{{"environment": {json.dumps(environment)},\n"records": [\n{lines}\n]}}\n')
+
+
+def read_parts(folder: Path) -> tuple[dict[str, dict[str, Any]], Results]:
+    """The environment of each part in a folder by its name, and the records of all."""
+    contents = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    environments = {name: content["environment"] for name, content in contents.items()}
+    return environments, Results([r for content in contents.values() for r in content["records"]])
+
+
+def seconds_of(file: Path) -> float | None:
+    """Seconds that a round of a part took, if it was run."""
+    if not file.exists():
+        return None
+    environment = json.loads(file.read_text())["environment"]
+    return float(environment["seconds"] / environment["rounds"])
+
+
 def _rounded(content: Any) -> Any:
-    """Microseconds are the finest that was measured; the rest is noise in a diff."""
+    """Four figures, and no less than a microsecond: the rest is noise in a diff."""
     if isinstance(content, float):
-        return round(content, 6)
+        return round(content, 6) if abs(content) < 1 else float(f"{content:.5g}")
     if isinstance(content, dict):
         return {key: _rounded(value) for key, value in content.items()}
     if isinstance(content, list):

@@ -15,7 +15,7 @@ import plots
 import report
 from gpt import BYTES_PER_PARAMETER
 from peers import PEERS
-from results import Results
+from results import Results, write_part
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 
@@ -25,7 +25,7 @@ def main() -> None:
     names = _names(options.peers)
     with jobs.temporary_place(options.dir) as place:
         described = environment.describe(str(place.folder))
-        print(f"{environment.line(described)}\n", flush=True)
+        print(f"{described['date']}; {environment.line(described)}\n", flush=True)
         records = jobs.run_rounds(_save_jobs(names, options), options.rounds, place, _tell)
         if not options.no_timeline:
             timed = [name for name in plots.TIMELINES if name in names]
@@ -88,7 +88,7 @@ def _show(results: Results, described: dict[str, Any], options: argparse.Namespa
     if trained.good():
         print(f"\n{report.training(trained)}")
     print(f"\n{environment.BIAS}")
-    results.write(options.out.with_suffix(".json"), described)
+    write_part(options.out.with_suffix(".json"), described, results.records)
     picture = options.out.with_suffix(".png")
     plots.stall(results.where(mode="saves"), picture, trained)
     print(f"\nWrote {options.out.with_suffix('.json')} and {picture}")

@@ -50,8 +50,14 @@ SIZES: dict[str, tuple[int, int]] = {
     "huge": (8000 * MB, 200 * MB),
     "objects": (4 * MB, 1 * MB),
     "plain_objects": (4 * MB, 1 * MB),
-    "numpy": (1000 * MB, 100 * MB),
-    "jax": (1000 * MB, 100 * MB),
+    "numpy": (300 * MB, 100 * MB),
+    "jax": (300 * MB, 100 * MB),
+}
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("big", "huge", "gpt", "small", "many", "few", "tensors"), "torch"),
+    **dict.fromkeys(("objects", "plain_objects"), "objects"),
+    "numpy": "numpy",
+    "jax": "jax",
 }
 SMALL_TENSOR = 1000  # bytes of a tensor of `many`; `few` has the same bytes in a 1000th as many
 
