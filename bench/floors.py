@@ -55,8 +55,8 @@ class CopyFloor:
         moves = self._moves(spans)
         halves = _halves(moves)
         self._ways = {
-            "memmove, 2 threads": lambda: list(self._pool.map(_move_all, halves)) and None,
-            "memmove, 1 thread": lambda: _move_all(moves),
+            "memmove, 2 threads": lambda: list(self._pool.map(move_all, halves)) and None,
+            "memmove, 1 thread": lambda: move_all(moves),
         }
         grouped = _grouped_copy(arrays)
         if grouped is not None and sum(length for _, length in spans) < LARGEST_ARENA // 4:
@@ -84,7 +84,7 @@ def _timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - start
 
 
-def _move_all(moves: list[tuple[int, int, int]]) -> None:
+def move_all(moves: list[tuple[int, int, int]]) -> None:
     memmove = ctypes.memmove
     for to, source, length in moves:
         memmove(to, source, length)
