@@ -29,6 +29,9 @@ class Arena:
     def __init__(self, size: int) -> None:
         self.capacity = max(-(-size // _GRANULE), 1) * _GRANULE
         self._mapping = private_memory(self.capacity)
+        # Dear to come by and cheaper to write from: they pay where the memory is used again.
+        with suppress(OSError, AttributeError):
+            self._mapping.madvise(mmap.MADV_HUGEPAGE)
         self.view = memoryview(self._mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
@@ -42,14 +45,11 @@ class Arena:
 
 
 def private_memory(size: int) -> mmap.mmap:
-    """Fresh zeroed memory, page-aligned, in huge pages where the system gives them."""
+    """Fresh zeroed memory, page-aligned."""
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size)
     # Private, or a forked child would share the bytes that a save of its parent is made of.
-    mapping = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with suppress(OSError, AttributeError):
-        mapping.madvise(mmap.MADV_HUGEPAGE)
-    return mapping
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class ArenaPool:
