@@ -18,7 +18,7 @@ torture: .venv/installed
 	$(BIN)/pytest -m torture $(ARGS)
 
 bench: .venv/bench
-	$(BIN)/python bench/stall.py $(ARGS)
+	$(BIN)/python bench/run.py $(ARGS)
 
 lint: .venv/installed
 	# tests/ and bench/ are not clean yet
