@@ -406,7 +406,7 @@ def _judge(checkpoint: Any) -> tuple[bool, str]:
         return False, "model_state_dict is empty"
     for key, value in model_state.items():
         if not hasattr(value, "shape"):
-            return False, f"Invalid tensor for key '{key}'"
+            return False, f"Invalid tensor for key {str(key)!r}"
     return True, "Checkpoint is valid"
 
 

@@ -65,7 +65,7 @@ def _check_form(path: str, stream: bytes) -> None:
             position = file.tell()
             # An index far beyond what was put so far would make the unpickler allocate a memo of
             # that length.
-            if opcode.name.endswith("BINPUT") and int(argument or 0) > count + (1 << 16):
+            if opcode.name.endswith("PUT") and int(argument or 0) > count + (1 << 16):
                 raise ValueError(f"memo index {argument} out of all proportion")
     except Exception as exc:
         raise NotACheckpointError(path, f"not a pickle ({exc})", position) from exc

@@ -148,6 +148,8 @@ def _dill_pickler() -> Callable[..., _Pickler]:
 
         def reducer_override(self, obj: Any) -> Any:
             cls = type(obj)
+            if cls is range:  # which dill would have evaluated
+                return obj.__reduce__()
             if (cls is FunctionType or issubclass(cls, type)) and _goes_by_name(obj):
                 return obj.__qualname__
             if cls not in self._found:

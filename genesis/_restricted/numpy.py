@@ -12,6 +12,7 @@ from .machine import RefusedError
 from .site import (
     REGION,
     Site,
+    Token,
     brief,
     builds,
     check_range,
@@ -35,6 +36,8 @@ the character of its type."""
 
 _COLUMNS: Final = frozenset(("names", "formats", "offsets", "itemsize", "titles"))
 _SCALARS: Final = frozenset((str, bytes, int, float, bool, type(None)))
+_METADATA: Final = "a dtype with metadata that is more than text and numbers"
+_OBJECTS: Final = "a dtype of Python objects, which may be anything"
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
@@ -59,7 +62,8 @@ def item_size(text: str) -> int:
     """
     match = DTYPE.fullmatch(text)
     if match is None:
-        raise RefusedError("a string that names no dtype of plain data")
+        objects = "O" in text[:3]
+        raise RefusedError(_OBJECTS if objects else "a string that names no dtype of plain data")
     if match[4]:
         return 8 if match[4] in "qQ" else 4
     return int(match[2]) * (_CHARACTER if match[1] == "U" else 1)
@@ -90,15 +94,21 @@ def _ndarray(
     offset: object = 0,
     strides: object = None,
 ) -> object:
-    sizes = naturals(shape)
-    _check_dtype(dtype, "the dtype of an array")
-    require(dtype.subdtype is None, "an array whose elements are arrays")
+    sizes, size = _measured(site, shape, dtype)
     if region is None:
-        require(not count_of(sizes) * dtype.itemsize, "an array has elements and no data")
+        require(not size, "an array has elements and no data")
         return _np().ndarray(sizes, dtype)
     require(region is REGION and site.data is not None, "an array over memory of its own")
     low, _ = array_range(sizes, dtype.itemsize, offset, strides, site.size)
     return _np().ndarray(sizes, dtype, site.data, low, strides)
+
+
+def _measured(site: Site, shape: object, dtype: Any) -> tuple[tuple[int, ...], int]:
+    """The shape of an array and its bytes."""
+    sizes = naturals(shape)
+    _check_dtype(site, dtype, "the dtype of an array")
+    require(dtype.subdtype is None, "an array whose elements are arrays")
+    return sizes, count_of(sizes) * dtype.itemsize
 
 
 @builds("jax.numpy asarray")
@@ -110,7 +120,7 @@ def _jax_array(site: Site, array: Any) -> object:
 
 @builds("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 def _scalar(site: Site, dtype: Any, content: Any) -> object:
-    _check_dtype(dtype, "the dtype of a scalar")
+    _check_dtype(site, dtype, "the dtype of a scalar")
     require(type(content) is bytes and len(content) == dtype.itemsize, "a scalar of other bytes")
     site.charge(dtype.itemsize)
     scalar, _ = _np().float64(0).__reduce__()  # stands in another module in NumPy 1 than in 2
@@ -122,12 +132,12 @@ def _dtype(
     site: Site, spec: Any, aligned: object = False, copied: object = False, metadata: object = None
 ) -> object:
     made = _of_spec(site, spec, aligned=flag(aligned))
-    require(not made.hasobject, "a dtype of Python objects")
+    require(not made.hasobject, _OBJECTS)
     if metadata is None:
-        return made
+        return _unfinished_dtype(site, made) if copied is True and type(spec) is not tuple else made
     # NumPy walks metadata as it likes, and the judge of the whole result does not see it.
     if type(metadata) is not dict or not _SCALARS.issuperset(map(type, metadata.values())):
-        raise RefusedError("a dtype with metadata that is more than text and numbers")
+        raise RefusedError(_METADATA)
     site.charge(16 * len(metadata))
     return _noted(site, _np().dtype(made, made.isalignedstruct, False, metadata), made)
 
@@ -136,7 +146,7 @@ def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
     if type(spec) is dict:
         return _structure(site, spec, aligned=aligned)
     if type(spec) is tuple:
-        return _of_pair(site, *_pair(spec))
+        return _of_pair(site, *_parts(spec, 2))
     if type(spec) is str:
         item_size(spec)
     else:
@@ -145,25 +155,21 @@ def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
     return _np().dtype(spec)
 
 
-def _pair(spec: tuple[Any, ...]) -> tuple[Any, Any]:
-    require(len(spec) == 2, "a dtype of other parts")
-    return spec[0], spec[1]
-
-
 def _of_pair(site: Site, first: Any, second: Any) -> Any:
     """An array as one element, or a structure whose elements are records."""
     if first is _np().record:
-        _check_dtype(second, "what records are of")
+        _check_dtype(site, second, "what records are of")
         require(second.names is not None, "records of no structure")
         return _noted(site, _np().dtype((first, second)), second)
-    _check_dtype(first, "the elements of an array")
+    _check_dtype(site, first, "the elements of an array")
     shape = naturals(second)
     require(count_of(shape) * first.itemsize <= MAX_ITEM, "an element of 2 GiB and more")
     return _noted(site, _np().dtype((first, shape)), first)
 
 
-def _check_dtype(dtype: object, role: str) -> None:
-    require(isinstance(dtype, _np().dtype), f"{brief(dtype)} as {role}")
+def _check_dtype(site: Site, dtype: object, role: str) -> None:
+    known = isinstance(dtype, _np().dtype) and id(dtype) not in site.unfinished
+    require(known, f"{brief(dtype)} as {role}")
 
 
 def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> Any:
@@ -171,7 +177,7 @@ def _structure(site: Site, spec: dict[str, Any], *, aligned: bool) -> Any:
     names, formats, offsets = (_column(site, spec, key) for key in ("names", "formats", "offsets"))
     require(len(names) == len(formats) == len(offsets), "the columns of a dtype differ in length")
     require(all(type(name) is str for name in names), "the name of a field is no string")
-    fields = [_field(form) for form in formats]
+    fields = [_field(site, form) for form in formats]
     size = natural(spec.get("itemsize"))
     for (dtype, shape), offset in zip(fields, offsets, strict=True):
         check_range(offset, count_of(shape) * dtype.itemsize, size, "a field lies at")
@@ -195,10 +201,10 @@ def _column(site: Site, spec: dict[Any, Any], key: str) -> list[Any]:
     return column
 
 
-def _field(form: Any) -> tuple[Any, tuple[int, ...]]:
+def _field(site: Site, form: Any) -> tuple[Any, tuple[int, ...]]:
     """A dtype and a shape, of which a field is an array."""
     dtype, shape = form if type(form) is tuple and len(form) == 2 else (form, ())
-    _check_dtype(dtype, "the format of a field")
+    _check_dtype(site, dtype, "the format of a field")
     return dtype, naturals(shape)
 
 
@@ -211,3 +217,95 @@ def _noted(site: Site, made: Any, *parts: object) -> Any:
     require(fields <= MAX_FIELDS and depth <= MAX_DEPTH, "a dtype of very many parts")
     site.structures[id(made)] = made, fields, depth
     return made
+
+
+# What NumPy's own reductions write, as plain pickles hold them ---------------------------------
+
+
+@builds("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
+def _unfinished_array(site: Site, kind: Any, shape: object, code: object) -> object:
+    plain = type(kind) is Token and kind.name == "numpy ndarray"
+    require(plain, f"{brief(kind)} as the class of an array")
+    require(shape == (0,) and code == b"b", "an array that is begun in another way")
+    made = _np().ndarray((0,), "i1")
+    site.unfinished[id(made)] = made, _finish_array
+    return made
+
+
+def _finish_array(site: Site, array: Any, state: object) -> None:
+    _version, shape, dtype, fortran, content = _parts(state, 5)
+    sizes, size = _measured(site, shape, dtype)
+    require(type(content) is bytes, f"{brief(content)} as the content of an array")
+    require(len(content) == size, "an array of other bytes")
+    site.charge(len(content))
+    array.__setstate__((1, sizes, dtype, flag(fortran), content))
+
+
+@builds("numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer")
+def _array_of_buffer(site: Site, content: Any, dtype: Any, shape: object, order: object) -> object:
+    require(type(content) in (bytes, bytearray), f"{brief(content)} as the content of an array")
+    sizes, size = _measured(site, shape, dtype)
+    require(len(content) == size, "an array of other bytes")
+    require(order in ("C", "F"), "an array in no order")
+    return _np().ndarray(sizes, dtype, content, order=order)
+
+
+def _unfinished_dtype(site: Site, dtype: Any) -> Any:
+    """A dtype that is nobody else's: what NumPy makes of a string is new, or one that it shares."""
+    made = _np().dtype(dtype, False, True)
+    require(made is not _np().dtype(made.type), "a dtype that NumPy does not copy")
+    site.unfinished[id(made)] = made, _finish_dtype
+    return made
+
+
+def _finish_dtype(site: Site, dtype: Any, state: object) -> None:
+    """The state comes from a dtype that is made here: NumPy believes whatever it is told."""
+    wanted = _described(site, dtype, state)
+    same = type(wanted) is type(dtype) and wanted.itemsize == dtype.itemsize
+    require(same, "the state of another dtype")
+    dtype.__setstate__(wanted.__reduce__()[2])
+    if noted := site.structures.get(id(wanted)):
+        site.structures[id(dtype)] = dtype, *noted[1:]
+
+
+def _described(site: Site, dtype: Any, state: object) -> Any:
+    _version, order, subarray, names, fields, size, _alignment, flags, *more = _parts(state, 8, 9)
+    metadata, time = _parts(more[0], 2) if more and dtype.kind in "mM" else (more, None)
+    require(not metadata, _METADATA)
+    if subarray is not None:
+        return _of_pair(site, *_parts(subarray, 2))
+    if names is not None:
+        require(type(flags) is int, "a structure with flags that are no number")
+        return _structure(site, _columns(names, fields, size), aligned=bool(flags & 128))
+    require(order in ("<", ">", "|", "="), "a dtype in no order of bytes")
+    if time is not None:
+        unit, number, *_ = _parts(time, 2, 4)
+        return _np().dtype(f"{order}{dtype.kind}8{_unit(unit, number)}")
+    return dtype.newbyteorder(order)
+
+
+def _unit(unit: object, number: object) -> str:
+    if type(unit) is not bytes or not unit.isalpha() or len(unit) > 8:
+        raise RefusedError(f"{brief(unit)} as a unit of time")
+    return "" if unit == b"generic" else f"[{natural(number)}{unit.decode()}]"
+
+
+def _columns(names: object, fields: object, size: object) -> dict[str, Any]:
+    if type(names) is not tuple or type(fields) is not dict:
+        raise RefusedError("a structure of other parts")
+    require(all(type(name) is str for name in names), "the name of a field is no string")
+    described = [_parts(fields.get(name), 2, 3) for name in names]
+    columns = {
+        "names": list(names),
+        "formats": [each[0] for each in described],
+        "offsets": [each[1] for each in described],
+        "itemsize": size,
+    }
+    titles = [each[2] if len(each) > 2 else None for each in described]
+    return columns | {"titles": titles} if any(titles) else columns
+
+
+def _parts(thing: object, *lengths: int) -> tuple[Any, ...]:
+    if type(thing) is not tuple or len(thing) not in lengths:
+        raise RefusedError(f"{brief(thing)} in the place of {lengths[0]} parts")
+    return thing

@@ -175,7 +175,7 @@ def _name_of(function: object) -> str:
 
 _Kind = TypeVar("_Kind")
 
-_UNREADABLE: Final = (TypeError, ValueError, KeyError, AttributeError)
+_UNREADABLE: Final = (TypeError, ValueError, LookupError, AttributeError, RecursionError)
 """Arguments of another kind than genesis writes: the thing stays opaque. A `RefusedError` is a
 thing of genesis that does not lie in the data region."""
 

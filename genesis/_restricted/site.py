@@ -23,7 +23,9 @@ MAX_COLLISIONS: Final = 16
 FROM_BUFFER: Final = "torch UntypedStorage.from_buffer"
 CUDA: Final = "torch.storage _StorageBase.cuda"
 
-_SCALARS: Final = frozenset((str, int, float, bytes, bool, type(None)))
+_SCALARS: Final = frozenset((str, int, float, complex, bytes, bool, type(None)))
+_NUMPY_KINDS: Final = "biufcSUmM"
+"""Kinds of NumPy scalars that are hashed as what they stand for, without other objects."""
 
 
 class Token:
@@ -40,6 +42,9 @@ REGION: Final = Token("the data region")
 
 Constructor = Callable[..., object]
 """Takes the `Site` and the arguments of a REDUCE, judges them, returns the thing."""
+
+Finisher = Callable[..., None]
+"""Takes the `Site`, the thing and the state of a BUILD, judges it, completes the thing."""
 
 CONSTRUCTORS: Final[dict[str, Constructor]] = {}
 """By ``"module name"``."""
@@ -92,6 +97,9 @@ class Site:
         overflows the stack; while they stand here, none is freed."""
         self.structures: dict[int, tuple[object, int, int]] = {}
         """Structured dtypes by id: each with its number of fields and its depth."""
+        self.unfinished: dict[int, tuple[Any, Finisher]] = {}
+        """Things by id that BUILD completes, each once, and what judges their state. Nothing else
+        may be made of one before."""
         # A storage, its copy on a device, the check of sparse indices: each takes every byte of an
         # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
         self._left = 4 * self.size + 32 * text_size + 65_536
@@ -101,6 +109,12 @@ class Site:
         """Spend `size` bytes of copying or checking, which a memo makes cheap to ask for again."""
         self._left -= size
         require(self._left >= 0, "more is copied than the file holds")
+
+    def finish(self, thing: object, state: object) -> None:
+        """BUILD for what a constructor left unfinished."""
+        _, finisher = self.unfinished[id(thing)]
+        finisher(self, thing, state)
+        del self.unfinished[id(thing)]
 
     def check_keys(self, container: object, keys: Iterable[Any]) -> None:
         """Keys must be strings, numbers, or flat tuples of these, and not of one hash.
@@ -135,11 +149,18 @@ def _check_key(key: Any) -> None:
             raise RefusedError("a key is a huge number")
         return
     if type(key) is not tuple:
-        raise RefusedError(f"a key is {brief(key)}")
+        require(_is_numpy_scalar(key), f"a key is {brief(key)}")
+        return
     require(len(key) <= MAX_TUPLE_KEY, f"a key is a tuple of {len(key):,}")
     for part in key:
-        require(type(part) in _SCALARS, f"a key is a tuple with {brief(part)} in it")
+        require(type(part) is not tuple, "a key is a tuple with a tuple in it")
         _check_key(part)
+
+
+def _is_numpy_scalar(key: Any) -> bool:
+    if type(key).__module__ != "numpy":
+        return False
+    return isinstance(key, framework("numpy").generic) and key.dtype.kind in _NUMPY_KINDS
 
 
 def require(condition: bool, problem: str) -> None:

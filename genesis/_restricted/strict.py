@@ -1,13 +1,15 @@
 """The world of ``weights_only=True``: what stands on the list is built, all else is refused.
 
 No name in a file is looked up anywhere but on the list and among what a person registered; nothing
-else is called, and no attribute is set but ``_metadata`` of an OrderedDict.
+else is called. An attribute is set on nothing but an OrderedDict, ``_metadata``, and on what a
+registered class or function made for this file.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from enum import Enum
 from itertools import chain
 from typing import Any, Final
 
@@ -58,6 +60,9 @@ class StrictWorld:
         self._site = site
         self._safe = safe
         self._registered = {id(thing) for thing in safe.values()}
+        self._made: dict[int, object] = {}
+        """What registered classes and functions made, by id. Only this is given a state or items:
+        tensors and dtypes look as if they were of a registered class, if somebody registered it."""
 
     def memo(self) -> dict[int, object]:
         """The slots that are set before a skeleton begins."""
@@ -82,23 +87,31 @@ class StrictWorld:
         real = self._real(function)
         if id(real) not in self._registered:
             raise RefusedError(f"a call of {brief(function)}", "REDUCE")
-        return _attempt("a registered global", real, *self._real_arguments(arguments))
+        return self._make("a registered global", real, *self._judged(arguments))
 
     def new(self, cls: Any, arguments: Any, keywords: Any) -> object:
         real = self._real(cls)
         if not isinstance(real, type) or id(real) not in self._registered:
             raise RefusedError(f"an instance of {brief(cls)}", "NEWOBJ")
         require(type(arguments) is tuple and type(keywords) is dict, "a call of other arguments")
-        survey(keywords)
-        values = self._real_arguments(arguments)
-        return _attempt("a registered class", real.__new__, real, *values, **keywords)
+        survey(keywords, self._site)
+        values = self._judged(arguments)
+        return self._make("a registered class", real.__new__, real, *values, **keywords)
+
+    def _make(self, what: str, function: Callable[..., object], *arguments: Any, **kw: Any) -> Any:
+        made = _attempt(what, function, *arguments, **kw)
+        if id(type(made)) in self._registered and not isinstance(made, Enum):
+            self._made[id(made)] = made
+        return made
 
     def build(self, thing: Any, state: Any) -> object:
         """torch hangs the versions of modules on a state dict, as an attribute."""
         if type(thing) is OrderedDict and type(state) is dict and state.keys() == {"_metadata"}:
             vars(thing)["_metadata"] = state["_metadata"]
-        elif self._is_instance(thing):
-            self._site.charge(len(survey(state)))
+        elif id(thing) in self._site.unfinished:
+            _attempt(f"the state of {brief(thing)}", self._site.finish, thing, state)
+        elif id(thing) in self._made:
+            survey(state, self._site)
             _attempt("the state of a registered class", _set_state, thing, state)
         else:
             raise RefusedError(f"the state of {brief(thing)} is set", "BUILD")
@@ -107,9 +120,8 @@ class StrictWorld:
     def append(self, target: Any, items: list[Any]) -> None:
         if type(target) is list:
             target.extend(items)
-        elif self._is_instance(target):
-            for item in items:
-                _attempt("a registered class", target.append, item)
+        elif id(target) in self._made:
+            _attempt("a registered class", _append, target, self._judged(items))
         else:
             raise RefusedError(f"items are added to {brief(target)}", "APPENDS")
 
@@ -117,9 +129,8 @@ class StrictWorld:
         self._site.check_keys(target, keys)
         if type(target) in _MAPPINGS:
             target.update(zip(keys, values, strict=True))
-        elif self._is_instance(target):
-            for key, value in zip(keys, values, strict=True):
-                _attempt("a registered class", target.__setitem__, key, value)
+        elif id(target) in self._made:
+            _attempt("a registered class", _put, target, keys, self._judged(values))
         else:
             raise RefusedError(f"items are set in {brief(target)}", "SETITEMS")
 
@@ -136,17 +147,15 @@ class StrictWorld:
     def outside(self, what: str) -> object:
         raise RefusedError(what)
 
-    def _is_instance(self, thing: object) -> bool:
-        return id(type(thing)) in self._registered
-
     def _real(self, thing: Any) -> Any:
         """What is listed and registered as well, as a registered function needs it."""
         return self._safe.get(_dotted(thing), thing) if type(thing) is Token else thing
 
-    def _real_arguments(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        values = tuple(map(self._real, arguments))
-        self._site.charge(len(survey(values)))
-        return values
+    def _judged(self, values: Iterable[Any]) -> tuple[Any, ...]:
+        """What registered code is given: no stand-ins, and no nest that overflows a stack."""
+        real = tuple(map(self._real, values))
+        survey(real, self._site)
+        return real
 
 
 def _dotted(token: Token) -> str:
@@ -165,6 +174,16 @@ def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keyw
         raise RefusedError(f"{what}: {exc}", *exc.names, hint=exc.hint) from exc
     except Exception as exc:
         raise RefusedError(f"{what}: {type(exc).__name__}: {exc}") from exc
+
+
+def _append(target: Any, items: Iterable[Any]) -> None:
+    for item in items:
+        target.append(item)
+
+
+def _put(target: Any, keys: Iterable[Any], values: Iterable[Any]) -> None:
+    for key, value in zip(keys, values, strict=True):
+        target[key] = value
 
 
 def _set_state(thing: Any, state: Any) -> None:
@@ -198,10 +217,13 @@ class _Visit:
         require(self.expansion <= MAX_EXPANSION, "containers that hold each other many times over")
 
 
-def survey(root: object) -> dict[int, tuple[int, int]]:
+def survey(root: object, site: Site | None = None) -> dict[int, tuple[int, int]]:
     """Walk all containers of `root`, each once; return them by id with height and expansion.
 
     A container within itself is no deeper for that: plain data may be cyclic.
+
+    Args:
+        site: what pays for the walk, where a file can ask for the same walk again.
 
     Raises:
         RefusedError: too deep, too much when walked without a memory, or a bare global.
@@ -213,6 +235,8 @@ def survey(root: object) -> dict[int, tuple[int, int]]:
         inner = _next_unmeasured(visit, measured)
         if inner is not None:
             measured[id(inner)] = 0, 0
+            if site is not None:
+                site.charge(1 + len(inner))
             visits.append(_Visit(id(inner), _parts(inner)))
             require(len(visits) <= MAX_DEPTH + 1, f"containers nested more than {MAX_DEPTH:,} deep")
             continue

@@ -36,6 +36,7 @@ DTYPES: Final = {
     for size, names in (
         (1, "bool uint8 int8 quint8 qint8 float8_e4m3fn float8_e4m3fnuz float8_e5m2"),
         (1, "float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"),
+        (1, "uint1 uint2 uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7"),
         (2, "uint16 int16 float16 bfloat16"),
         (4, "uint32 int32 float32 complex32 qint32"),
         (8, "uint64 int64 float64 complex64"),
@@ -168,6 +169,7 @@ def _tensor_of_new_dtype(
 
 
 def _check_view(storage: Any, dtype: Any, offset: object, size: object, stride: object) -> None:
+    require(dtype not in _quantized(), "a quantized tensor without a quantizer")
     check_view(offset, size, stride, dtype.itemsize, storage.nbytes())
 
 
@@ -261,8 +263,8 @@ def _quantized_tensor(
     torch = _torch()
     require(type(storage) is torch.storage.TypedStorage, f"{brief(storage)} under a tensor")
     require(storage.dtype in _quantized(), "a dtype of no quantized tensor")
-    _check_view(storage._untyped_storage, storage.dtype, offset, size, stride)
-    site.charge(count_of(naturals(size)) * storage.dtype.itemsize)
+    item = storage.dtype.itemsize
+    site.charge(item * check_view(offset, size, stride, item, storage._untyped_storage.nbytes()))
     _check_quantizer(site, parameters, size)
     rest = parameters, flag(requires_grad), _hooks(hooks)
     return torch._utils._rebuild_qtensor(storage, offset, size, stride, *rest)
