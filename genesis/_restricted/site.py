@@ -36,6 +36,9 @@ class Token:
     def __init__(self, name: str) -> None:
         self.name = name
 
+    def __str__(self) -> str:
+        return self.name.replace(" ", ".")
+
 
 REGION: Final = Token("the data region")
 """Stands for the data region, so that no file gets hold of the buffer itself."""
@@ -170,6 +173,8 @@ def require(condition: bool, problem: str) -> None:
 
 def brief(value: object) -> str:
     """A hostile value in a message: itself only where that is short and harmless."""
+    if type(value) is Token:
+        return str(value)
     if type(value) is int and value.bit_length() <= 128:
         return str(value)
     return f"a {type(value).__name__}"

@@ -83,7 +83,7 @@ class StrictWorld:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
         if type(function) is Token and function.name in CONSTRUCTORS:
             build = CONSTRUCTORS[function.name]
-            return _attempt(_dotted(function), build, self._site, *arguments)
+            return _attempt(str(function), build, self._site, *arguments)
         real = self._real(function)
         if id(real) not in self._registered:
             raise RefusedError(f"a call of {brief(function)}", "REDUCE")
@@ -149,17 +149,13 @@ class StrictWorld:
 
     def _real(self, thing: Any) -> Any:
         """What is listed and registered as well, as a registered function needs it."""
-        return self._safe.get(_dotted(thing), thing) if type(thing) is Token else thing
+        return self._safe.get(str(thing), thing) if type(thing) is Token else thing
 
     def _judged(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """What registered code is given: no stand-ins, and no nest that overflows a stack."""
         real = tuple(map(self._real, values))
         survey(real, self._site)
         return real
-
-
-def _dotted(token: Token) -> str:
-    return token.name.replace(" ", ".")
 
 
 def _constant(module: str, name: str) -> object:
@@ -251,7 +247,7 @@ def _next_unmeasured(visit: _Visit, measured: Mapping[int, tuple[int, int]]) -> 
     for part in visit.parts:
         if type(part) not in _CONTAINERS:
             if type(part) is Token:
-                raise RefusedError(f"{_dotted(part)} stands in the place of a value")
+                raise RefusedError(f"{part} stands in the place of a value")
             visit.expansion += 1
         elif id(part) in measured:
             visit.absorb(*measured[id(part)])

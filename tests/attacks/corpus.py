@@ -6,9 +6,10 @@ or for the interpreter's stack. This module only writes them down.
 
 from __future__ import annotations
 
+import marshal
 import pickle
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from .assembler import (
@@ -34,8 +35,10 @@ from .assembler import (
     value,
 )
 
-DATA_SIZE = 256
-"""Bytes of the data region that comes with each: zeros."""
+DATA = bytes(192) + struct.pack("<8q", 5, -1, 1 << 40, 1 << 62, 0, 2, 1, 0)
+"""The data region that comes with each: zeros, then integers that are no good as indices."""
+
+DATA_SIZE = len(DATA)
 
 EXTENSION_CODES = {
     0x7B: ("os", "system"),
@@ -57,12 +60,16 @@ class Attack:
     """One hostile skeleton.
 
     Attributes:
-        match: a regular expression for the reason that it has to be refused for.
+        name: its group, and what is special about it.
+        tries: what its group is after, a line.
+        match: a regular expression for the reason that it has to be refused for; empty where it
+            gives a value that harms nobody.
         executes: it leaves its mark when plain `pickle.loads` reads it.
     """
 
     name: str
     skeleton: bytes
+    tries: str
     match: str
     executes: bool = False
 
@@ -74,29 +81,40 @@ def attacks(canary: str) -> list[Attack]:
     """The corpus. What it executes creates the file `canary`."""
     run = f"touch {canary}"
     return [
-        *_all("calls", _calls(run), f"{NOT_LISTED}|{NOT_ALLOWED}", executes=True),
-        *_all("gadgets", _gadgets(run, canary), NOT_LISTED, executes=True),
-        *_all("names", _names(), NOT_LISTED),
-        *_all(
-            "listed names", _misused_names(), "is a tuple|stands in the place|a call of|argument"
-        ),
-        *_all("opcodes", _opcodes(), NOT_ALLOWED),
+        *_all("calls", _calls, f"{NOT_LISTED}|{NOT_ALLOWED}", run, executes=True),
+        *_all("gadgets", _gadgets, NOT_LISTED, run, canary, executes=True),
+        *_all("old names", _old_names, NOT_LISTED, run, executes=True, protocol=2),
+        *_all("late gadgets", _late_gadgets, NOT_LISTED, run),
+        *_all("names", _names, NOT_LISTED),
+        *_all("listed names", _misused_names, "is a tuple|stands in the place|a call of|argument"),
+        *_all("opcodes", _opcodes, NOT_ALLOWED),
         *_malformed(),
         *_lies(),
-        *_all("expansion", _expansions(), "many times over"),
-        *_all("depth", _depths(), "deep"),
-        *_all("copies", _copies(), "copied"),
-        *_all("keys", _keys(), "a key is|keys were chosen|huge number"),
-        *_all("state", _states(), "BUILD|NEWOBJ|SETITEMS|APPENDS|ADDITEMS"),
-        *_all("numpy", _arrays(), "numpy"),
-        *_all("torch", _tensors(), "torch"),
-        *_all("plain", _plain(), "builtins|collections|_codecs"),
+        *_all("expansion", _expansions, "many times over"),
+        *_all("depth", _depths, "deep"),
+        *_all("nested calls", _nested_calls, NOT_LISTED),
+        *_all("copies", _copies, "copied"),
+        *_all("keys", _keys, "a key is|keys were chosen|huge number"),
+        *_all("state", _states, "BUILD|NEWOBJ|SETITEMS|APPENDS|ADDITEMS"),
+        *_all("numpy", _arrays, "numpy"),
+        *_all("numpy's own", _unfinished, "numpy|the state of a"),
+        *_all("torch", _tensors, "torch"),
+        *_all("plain", _plain, "builtins|collections|_codecs|dill"),
+        *_all("harmless", _harmless, ""),
     ]
 
 
-def _all(group: str, named: Named, match: str, *, executes: bool = False) -> Iterator[Attack]:
-    for what, code in named:
-        yield Attack(f"{group}: {what}", stream(code), match, executes)
+def _all(
+    group: str,
+    make: Callable[..., Named],
+    match: str,
+    *arguments: str,
+    executes: bool = False,
+    protocol: int = 5,
+) -> Iterator[Attack]:
+    tries = str(make.__doc__).partition("\n")[0]
+    for what, code in make(*arguments):
+        yield Attack(f"{group}: {what}", stream(code, protocol), tries, match, executes)
 
 
 def _calls(run: str) -> Named:
@@ -117,6 +135,15 @@ def _calls(run: str) -> Named:
     yield "OBJ", call(to_list, Code(b"(" + mapping + system + value([run]) + b"o"))
     yield "NEWOBJ", call(to_list, new(mapping, system, [run]))
     yield "NEWOBJ_EX", call(to_list, Code(mapping + value((system, [run])) + value({}) + b"\x92"))
+    newobj = name("copyreg", "__newobj__")
+    yield "copyreg's NEWOBJ", call(to_list, call(newobj, mapping, system, [run]))
+    yield (
+        "REDUCE in the state of a dict",
+        build(call(name("collections", "OrderedDict")), {"_metadata": call(system, run)}),
+    )
+    yield "REDUCE in the shape of an array", array((call(system, run),))
+    yield "REDUCE in a name", Code(value("collections") + call(system, run) + b"\x93")
+    yield "REDUCE between marks that are dropped", Code(b"((" + call(system, run) + b"11N")
     yield "BUILD", call(build(partial, (system, (run,), {}, {})))
     for opcode, form, code in zip((0x82, 0x83, 0x84), "BHi", EXTENSION_CODES, strict=True):
         extension = Code(bytes((opcode,)) + struct.pack(f"<{form}", code))
@@ -141,6 +168,12 @@ def _gadgets(run: str, canary: str) -> Named:
         ("subprocess", "getoutput", (run,)),
         ("subprocess", "check_call", (run.split(),)),
         ("timeit", "timeit", ("pass", python)),
+        ("cProfile", "run", (python,)),
+        ("profile", "run", (python,)),
+        ("runpy", "_run_code", (python, {})),
+        ("pydoc", "pipepager", ("", run)),
+        ("numpy.testing._private.utils", "runstring", (python, {})),
+        ("posix", "system", (run,)),
         ("pickle", "loads", (inner,)),
         ("_pickle", "loads", (inner,)),
         ("dill", "loads", (inner,)),
@@ -163,12 +196,59 @@ def _gadgets(run: str, canary: str) -> Named:
     yield "methodcaller", call(call(name("operator", "methodcaller"), "system", run), os_module)
     yield "partial", call(call(name("functools", "partial"), name("os", "system"), run))
     yield "Path.touch", call(name("pathlib", "Path.touch"), call(name("pathlib", "Path"), canary))
+    yield "operator.call", call(name("operator", "call"), name("os", "system"), run)
+    code = marshal.dumps(compile(python, "canary", "eval"))
+    made = call(name("types", "FunctionType"), call(name("marshal", "loads"), code), {})
+    yield "marshal and FunctionType", call(made)
+    printer = call(name("code", "InteractiveInterpreter"))
+    yield "runsource", call(call(name("operator", "methodcaller"), "runsource", python), printer)
+    yield (
+        "starmap",
+        call(
+            name("builtins", "list"),
+            call(name("itertools", "starmap"), name("os", "system"), [(run,)]),
+        ),
+    )
     yield (
         "filter",
         call(
             name("builtins", "list"), call(name("builtins", "filter"), name("os", "system"), [run])
         ),
     )
+
+
+def _old_names(run: str) -> Named:
+    """Names of Python 2, which pickle translates in protocols below 3."""
+    python = f"__import__('os').system({run!r})"
+    yield "__builtin__ eval", call(text_name("__builtin__", "eval"), python)
+    yield "commands", call(text_name("commands", "getoutput"), run)
+    yield (
+        "copy_reg",
+        call(
+            text_name("__builtin__", "list"),
+            call(
+                text_name("copy_reg", "__newobj__"),
+                text_name("itertools", "imap"),
+                text_name("os", "system"),
+                [run],
+            ),
+        ),
+    )
+
+
+def _late_gadgets(run: str) -> Named:
+    """Calls that run when the interpreter ends, a thread starts or memory is freed."""
+    system = name("os", "system")
+    yield "atexit", call(name("atexit", "register"), system, run)
+    yield "finalize", call(name("weakref", "finalize"), name("collections", "Counter"), system, run)
+    yield "a thread", call(name("_thread", "start_new_thread"), system, (run,))
+    yield "a timer", call(name("threading", "Timer"), 0.1, system, (run,))
+    yield "a signal", call(name("signal", "signal"), 14, system)
+    yield "an audit hook", call(name("sys", "addaudithook"), system)
+    yield "a codec", call(name("codecs", "register"), system)
+    yield "another library", call(name("ctypes", "CDLL"), "libc.so.6")
+    yield "a library of torch", call(name("torch.ops", "load_library"), "libc.so.6")
+    yield "a model of the hub", call(name("torch.hub", "load"), "somebody/something", "model")
 
 
 def _names() -> Named:
@@ -182,6 +262,25 @@ def _names() -> Named:
         ("collections", "OrderedDict.fromkeys.__self__.__subclasses__"),
         ("Collections", "OrderedDict"),
         ("collections", "\uff2frderedDict"),
+        ("c\u043ellections", "OrderedDict"),
+        ("collections\u200b", "OrderedDict"),
+        ("\u202ecollections", "OrderedDict"),
+        ("collections", "Ordered\u0130ict"),
+        ("collections", "OrderedDict\ud800"),
+        ("collections", ".OrderedDict"),
+        ("collections", "OrderedDict."),
+        ("collections.", "OrderedDict"),
+        (".collections", "OrderedDict"),
+        ("collections/__init__", "OrderedDict"),
+        ("../collections", "OrderedDict"),
+        ("collections:OrderedDict", ""),
+        ("__main__", "OrderedDict"),
+        ("torch", "UntypedStorage.from_buffer.__self__"),
+        ("torch UntypedStorage", "from_buffer"),
+        ("torch.storage", "_StorageBase.cuda.__globals__"),
+        ("torch.serialization", "_get_layout.cache"),
+        ("numpy", "dtype.type"),
+        ("genesis._restricted.site", "CONSTRUCTORS.update"),
         ("collections", "OrderedDict\0"),
         ("collections.abc", "OrderedDict"),
         ("torch", "load"),
@@ -195,7 +294,7 @@ def _names() -> Named:
         ("torch.storage", "_StorageBase.from_file"),
         ("numpy", "ndarray.tofile"),
         ("numpy", "load"),
-        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy.ma.core", "_mareconstruct"),
         ("ml_dtypes", "np"),
         ("jax.numpy", "load"),
         ("builtins", "getattr"),
@@ -222,6 +321,8 @@ def _misused_names() -> Named:
     yield "a value called", call(value("os.system"), "true")
     yield "arguments too many", call(ordered, [("a", 1)])
     yield "arguments in a list", Code(ordered + value([]) + b"R")
+    yield "a dtype's class called", call(name("numpy", "record"), 1)
+    yield "a class in a tuple in a list", value([((ordered,),)])
     yield "a class in an attribute", build(call(ordered), {"_metadata": ordered})
 
 
@@ -268,6 +369,24 @@ def _malformed() -> Iterator[Attack]:
         ("MEMOIZE of nothing", b"\x80\x05\x94.", "empty stack"),
         ("TUPLE3 of two", b"\x80\x05NN\x87.", "empty stack"),
         ("TUPLE without a mark", b"\x80\x05Nt.", "empty stack"),
+        ("POP_MARK without a mark", b"\x80\x05N1.", "empty stack"),
+        ("a mark that POP took away", b"\x80\x05](0e.", "empty stack"),
+        ("an item for what is below the mark", b"\x80\x05](Na.", "empty stack"),
+        (
+            "STOP within a frame that goes on",
+            b"\x80\x05\x95\x10" + bytes(7) + b"N.",
+            "a frame is longer",
+        ),
+        (
+            "a second pickle in the frame",
+            b"\x80\x05\x95\x06" + bytes(7) + b"N.\x80\x05N.",
+            "goes on after STOP",
+        ),
+        (
+            "a name of a name of no string",
+            b"\x80\x05" + b"\x8c\x01a" * 2 + b"\x93\x8c\x01a\x93.",
+            "no string|not on the list",
+        ),
         ("APPENDS below a mark", b"\x80\x05(Ne.", "empty stack"),
         ("REDUCE of one", b"\x80\x05)R.", "empty stack"),
         ("SETITEMS of an odd number", b"\x80\x05}(NNNu.", "without a value"),
@@ -278,11 +397,12 @@ def _malformed() -> Iterator[Attack]:
         ("a memo entry that is not", b"\x80\x05h\x09.", "never set"),
         ("a far memo entry that is not", b"\x80\x05j\xff\xff\xff\xff.", "never set"),
     ):
-        yield Attack(f"malformed: {what}", skeleton, match)
+        yield Attack(f"malformed: {what}", skeleton, "Streams that are no pickles.", match)
 
 
 def _lies() -> Iterator[Attack]:
     """Lengths and indices that ask for memory the file does not have."""
+    tries = "Lengths and indices that ask for memory the file does not have."
     announced = "announced"
     frame = b"\x95"
     for what, code, match in (
@@ -296,6 +416,9 @@ def _lies() -> Iterator[Attack]:
         ("LONG4 below zero", b"\x8b\x00\x00\x00\x80", announced),
         ("SHORT_BINBYTES", b"C\xff", announced),
         ("BINFLOAT", b"G\x00", announced),
+        ("SHORT_BINUNICODE", b"\x8c\xff", announced),
+        ("LONG1", b"\x8a\xff", announced),
+        ("BINUNICODE8 of half of all", b"\x8d" + struct.pack("<Q", 1 << 63), announced),
         ("FRAME", frame + struct.pack("<Q", 1 << 40) + b"N", "a frame is longer"),
         ("FRAME of all", frame + b"\xff" * 8 + b"N", "a frame is longer"),
         ("FRAME in a FRAME", (frame + struct.pack("<Q", 10)) * 2 + b"N", "a frame is longer"),
@@ -304,7 +427,7 @@ def _lies() -> Iterator[Attack]:
         ("LONG_BINPUT, twice the size each time", b"Nr\x02\0\0\0r\x04\0\0\0", "out of turn"),
         ("BINPUT over the data region", b"Nq\x00", "out of turn"),
     ):
-        yield Attack(f"lies: {what}", stream(code), match)
+        yield Attack(f"lies: {what}", stream(code), tries, match)
 
 
 def _nested(count: int, begin: bytes, end: bytes) -> Code:
@@ -348,6 +471,20 @@ def _depths() -> Named:
         b"](j" + struct.pack("<I", index) + b"e\x94" for index in range(2, 3000)
     )
     yield "lists that are all at hand", Code(inside_out + b"e")
+
+
+def _nested_calls() -> Named:
+    """Calls in the arguments of calls: whoever reads them by recursion runs out of stack."""
+    count = 20_000
+    function = name("torch._tensor", "_rebuild_from_type_v2")
+    subclasses = b"h\x02N" * count + b")" + b"\x87" * count
+    yield "of a subclass", Code(function + b"\x940" + b"h\x02" + subclasses + b"R")
+    parameter = name("torch._utils", "_rebuild_parameter_with_state")
+    yield "of a parameter", Code(parameter + b"\x940" + b"h\x02" * count + b"N" + b"\x85R" * count)
+    yield (
+        "of an unknown function",
+        Code(b"cos\nsystem\n\x940" + b"h\x02" * count + b"N" + b"\x85R" * count),
+    )
 
 
 def _copies() -> Named:
@@ -424,6 +561,26 @@ def _keys() -> Named:
         "a long tuple, again and again",
         Code(value(tuple(range(100_000))) + b"\x940}" + b"h\x02Ns" * 20_000),
     )
+    opposite = name("builtins", "complex")
+    yield (
+        "complex numbers of one hash",
+        dictionary(*((call(opposite, -1000003.0 * n, float(n)), 1) for n in range(1, 2000))),
+    )
+    yield (
+        "a NumPy structure",
+        dictionary((_scalar(_structure(["a"], [dtype("|u1")], [0], 1), b"1"), 1)),
+    )
+    yield "an array", dictionary((array((4,)), 1))
+    yield (
+        "a NumPy scalar of one hash",
+        dictionary(
+            *(
+                (_scalar(dtype("<f8"), struct.pack("<d", n * (2.0**61 - 2**9))), 1)
+                for n in range(1, 3)
+            ),
+            *((pair, 1) for pair in pairs),
+        ),
+    )
     yield "in a Counter", call(name("collections", "Counter"), dictionary(*((k, 1) for k in same)))
 
 
@@ -443,7 +600,7 @@ def _states() -> Named:
         build(call(name("torch._utils", "_rebuild_parameter"), floats(), True, None), {"data": 1}),
     )
     yield "an array", build(array((4,)), (1, (4,), dtype("<f4"), False, b""))
-    yield "a dtype", build(dtype("<f4"), (3, "<", None, None, None, -1, -1, 63))
+    yield "a dtype that all share", build(dtype("<f4"), (3, "<", None, None, None, -1, -1, 63))
     yield "a class of the list", new(name("collections", "OrderedDict"))
     yield "a tensor's class", new(name("torch", "UntypedStorage"), HUGE)
     yield "NEWOBJ_EX", Code(name("collections", "OrderedDict") + b")}\x92")
@@ -455,6 +612,10 @@ def _states() -> Named:
     yield "APPENDS to a class", Code(name("builtins", "list") + b"(Ne")
     yield "ADDITEMS to a list", Code(b"](N\x90")
     yield "ADDITEMS to a frozenset", Code(b"(\x91(N\x90")
+
+
+def _scalar(kind: Code, content: bytes) -> Code:
+    return call(name("numpy._core.multiarray", "scalar"), kind, content)
 
 
 def _structure(names: list[str], formats: list[object], offsets: list[int], size: object) -> Code:
@@ -487,6 +648,7 @@ def _arrays() -> Named:
         "",
     ):
         yield f"dtype {spec!r}", dtype(spec)
+    yield "dtype of a function", dtype(name("torch._utils", "_rebuild_tensor_v2"))
     yield "dtype of a class", dtype(name("builtins", "int"))
     yield "dtype of a list", dtype([("a", "O")])
     yield "dtype of a tuple", dtype(("O", 1))
@@ -506,6 +668,21 @@ def _arrays() -> Named:
         "an unknown key",
         dtype({"names": [], "formats": [], "offsets": [], "itemsize": 1, "a": 1}),
     )
+    yield "an array of an array as one element", dtype((dtype("|u1"), (1 << 40,)))
+    yield (
+        "an array of many arrays of arrays",
+        dtype((dtype((dtype("|u1"), (1 << 16,))), (1 << 16,))),
+    )
+    yield "elements that are arrays", array((4,), dtype((dtype("|u1"), (4,))))
+    yield "records of no structure", dtype((name("numpy", "record"), dtype("<f4")))
+    yield "records of text", dtype((name("numpy", "record"), "f4,O"))
+    yield "a class of records as a dtype", dtype(name("numpy", "record"))
+    yield "metadata that is deep", dtype("<f4", False, False, {"a": [[1]]})
+    yield "metadata that is a class", dtype("<f4", False, False, {"a": name("torch", "float32")})
+    yield "metadata that is text", dtype("<f4", False, False, "a")
+    yield "an alignment that is text", dtype("<f4", "yes")
+    yield "a unit that is code", dtype("<M8[__import__('os')]")
+    yield "a length of 5,000 digits", dtype("<S" + "9" * 5_000)
     yield "deep structures", _deep_structure(5000, 1)
     yield "wide structures of wide structures", _deep_structure(12, 50)
     yield "too long", array((65,))
@@ -520,6 +697,9 @@ def _arrays() -> Named:
     yield "a negative length", array((-4,))
     yield "a length that is true", array((True,))
     yield "a length that is a float", array((4.0,))
+    yield "a length of a million bits", array((1 << 1_000_000,))
+    yield "an offset of a million bits", array((4,), offset=1 << 1_000_000)
+    yield "a length that is NaN", array((float("nan"),))
     yield "very many axes", array((1,) * 65, strides=(4,) * 65)
     yield "memory of its own", array((4,), region=bytes(16))
     yield "a tensor's memory", array((4,), region=floats())
@@ -529,6 +709,94 @@ def _arrays() -> Named:
     yield "a scalar too short", call(name("numpy.core.multiarray", "scalar"), dtype("<f8"), b"1")
     yield "a scalar without dtype", call(name("numpy._core.multiarray", "scalar"), "O", bytes(8))
     yield "a JAX array of a list", call(name("jax.numpy", "asarray"), [1])
+
+
+def _begun(spec: str) -> Code:
+    """A dtype as NumPy's own reduction begins it."""
+    return dtype(spec, False, True)
+
+
+def _finished(names: object, fields: object, size: object = 8, *, spec: str = "V8") -> Code:
+    return build(_begun(spec), (3, "|", None, names, fields, size, 1, 16))
+
+
+def _unfinished() -> Named:
+    """States that make NumPy believe in fields, sizes and bytes that are not there."""
+    byte, number = dtype("|u1"), dtype("<f8")
+    begin = call(
+        name("numpy._core.multiarray", "_reconstruct"), name("numpy", "ndarray"), (0,), b"b"
+    )
+    yield "a field beyond the item", _finished(("a",), {"a": (number, 8)})
+    yield "a field before the item", _finished(("a",), {"a": (number, -8)})
+    yield "an item of another size", _finished(("a",), {"a": (number, 0)}, 1 << 30)
+    yield "a field that is missing", _finished(("a", "b"), {"a": (byte, 0)})
+    yield "a field of objects", _finished(("a",), {"a": (_begun("O8"), 0)})
+    yield "a field named by a deep tuple", _finished((_nested(100_000, b"", b"\x85"),), {"a": 1})
+    yield "fields of no dict", _finished(("a",), [("a", byte)])
+    itself = Code(_begun("V8") + b"\x940")
+    state = value((3, "|", None, ("a",), {"a": (Code(b"h\x02"), 0)}, 8, 1, 16))
+    yield "a field that is itself", Code(itself + b"h\x02" + state + b"b")
+    around = _structure(["b"], [Code(b"h\x02")], [0], 8)
+    state = value((3, "|", None, ("a",), {"a": (around, 0)}, 8, 1, 16))
+    yield "a field of what it is a field of", Code(itself + b"h\x02" + state + b"b")
+    yield (
+        "an element that is itself",
+        Code(
+            itself + b"h\x02" + value((3, "|", (Code(b"h\x02"), (1,)), None, None, 8, 1, 16)) + b"b"
+        ),
+    )
+    yield (
+        "an array of elements larger than it",
+        build(_begun("V8"), (3, "|", (number, (1 << 20,)), None, None, 8, 1, 16)),
+    )
+    yield (
+        "a number that becomes a structure",
+        build(_begun("<f8"), (3, "<", None, ("a",), {"a": (number, 0)}, 8, 1, 16)),
+    )
+    yield (
+        "a state set twice",
+        Code(itself + (b"h\x02" + value((3, "|", None, None, None, -1, -1, 0)) + b"b") * 2),
+    )
+    yield (
+        "an order of bytes that is none",
+        build(_begun("<f8"), (3, "O", None, None, None, -1, -1, 0)),
+    )
+    time = ({}, (b"s][O", 1, 1, 1))
+    yield "a unit that is code", build(_begun("<M8"), (4, "<", None, None, None, -1, -1, 0, time))
+    time = ({}, (b"s", 1 << 70, 1, 1))
+    yield "a number of units", build(_begun("<M8"), (4, "<", None, None, None, -1, -1, 0, time))
+    yield "metadata", build(_begun("<f8"), (3, "<", None, None, None, -1, -1, 0, {"a": 1}))
+    yield "too few parts", build(_begun("<f8"), (3, "<"))
+    yield "a list of parts", build(_begun("<f8"), [3, "<", None, None, None, -1, -1, 0])
+    yield "a dtype that is used before it is finished", array((1,), _begun("V8"), 0, (8,))
+    yield (
+        "an array of a list",
+        call(name("numpy._core.multiarray", "_reconstruct"), name("builtins", "list"), (0,), b"b"),
+    )
+    yield (
+        "an array begun large",
+        call(
+            name("numpy._core.multiarray", "_reconstruct"),
+            name("numpy", "ndarray"),
+            (1 << 40,),
+            b"b",
+        ),
+    )
+    yield "an array of fewer bytes", build(begin, (1, (1 << 20,), number, False, bytes(8)))
+    yield "an array of no bytes", build(begin, (1, (1 << 40,), number, False, b""))
+    yield "an array of objects", build(begin, (1, (1,), _begun("O8"), False, [1]))
+    yield "an array of pointers", build(begin, (1, (1,), "O", False, bytes(8)))
+    yield "an array of a list of bytes", build(begin, (1, (1,), byte, False, [1]))
+    yield (
+        "an array with a product beyond 64 bits",
+        build(begin, (1, (1 << 62, 4), number, False, b"")),
+    )
+    buffer = name("numpy._core.numeric", "_frombuffer")
+    yield "a buffer that is too short", call(buffer, bytes(8), number, (2,), "C")
+    yield "a buffer that is a list", call(buffer, [1], byte, (1,), "C")
+    yield "a buffer that is the data region", call(buffer, REGION, byte, (1,), "C")
+    yield "a buffer of objects", call(buffer, bytes(8), "O", (1,), "C")
+    yield "a buffer in an order that is none", call(buffer, bytes(8), number, (1,), "K")
 
 
 def _tensors() -> Named:
@@ -550,6 +818,8 @@ def _tensors() -> Named:
 
 
 def _storages() -> Named:
+    yield "a storage of a million bits", storage(0, 1 << 1_000_000)
+    yield "a storage of NaN bytes", storage(0, float("nan"))
     yield "a storage too long", storage(0, DATA_SIZE + 1)
     yield "a storage too far", storage(DATA_SIZE, 64)
     yield "a storage before the start", storage(-64, 64)
@@ -590,6 +860,17 @@ def _views() -> Named:
     yield "a tensor with a product beyond 64 bits", floats((HUGE, 4), (0, 0))
     yield "an empty tensor beyond 64 bits", floats((0, HUGE, HUGE), (1, 1, 1))
     yield "an empty tensor at the end of memory", floats((0,), offset=HUGE)
+    yield "a tensor of a length of a million bits", floats((1 << 1_000_000,), (0,))
+    yield "a tensor of strides of a million bits", floats((1,), (1 << 1_000_000,))
+    yield "a tensor of a dtype of no tensor", tensor(typed(storage(0, 64), "per_tensor_affine"))
+    yield (
+        "a tensor of integers that pretend to be quantized",
+        tensor(typed(storage(0, 64), "qint8")),
+    )
+    yield "a tensor that pretends to be quantized by its dtype", call(
+        name("torch._utils", "_rebuild_tensor_v3"),
+        typed(storage(0, 64), "uint8"), 0, (4,), (1,), False, None, name("torch", "quint8"),
+    )  # fmt: skip
     yield "a tensor of a negative length", floats((-4,))
     yield "a tensor of true length", floats((True,))
     yield "a tensor of a length beyond 64 bits", floats((1 << 64,), (0,))
@@ -620,8 +901,30 @@ def _views() -> Named:
     )
 
 
+def _indices(place: int, *shape: int) -> Code:
+    """Integers of the data region that are no good as indices, from the `place`-th on."""
+    strides = (shape[-1], 1)[-len(shape) :]
+    return tensor(typed(storage(192, 64), "int64"), shape, strides, offset=place)
+
+
 def _sparse_tensors() -> Named:
-    # The region holds zeros, so every index is 0.
+    for what, place in (("beyond its size", 0), ("of -1", 1), ("of 2**40", 2), ("of 2**62", 3)):
+        yield (
+            f"sparse, an index {what}",
+            sparse("sparse_coo", _indices(place, 1, 1), floats((1,)), (4,), False),
+        )
+    for layout in ("csr", "csc", "bsr", "bsc"):
+        values = floats((1, 1, 1), (1, 1, 1)) if layout.startswith("b") else floats((1,))
+        ends, other = tensor(typed(storage(192, 64), "int64"), (2,), (2,), offset=4), (1, 1)
+        yield (
+            f"sparse {layout}, an index beyond its size",
+            sparse(f"sparse_{layout}", ends, _indices(0, 1), values, other),
+        )
+        yield (
+            f"sparse {layout}, a row that ends beyond all memory",
+            sparse(f"sparse_{layout}", _indices(2, 2), _indices(4, 1), values, other),
+        )
+    # The rest of the region holds zeros, so every index is 0.
     yield (
         "sparse, indices beyond its size",
         sparse("sparse_coo", integers(1, 4), floats(), (0,), True),
@@ -695,3 +998,45 @@ def _plain() -> Named:
     yield "a complex of text", call(name("builtins", "complex"), "1", "2")
     yield "a Counter of text", call(name("collections", "Counter"), "abc")
     yield "a Counter of lists", call(name("collections", "Counter"), {"a": [1]})
+    yield "a type of dill's that is not", call(name("dill._dill", "_load_type"), "CodeType")
+    yield "a type of dill's with a dot", call(name("dill._dill", "_load_type"), "eval")
+    yield "a type of dill's that is a list", call(name("dill._dill", "_load_type"), [1])
+    yield "a huge number of a complex", call(name("builtins", "complex"), 1 << 100_000, 1)
+    yield "a range of NaN", call(name("builtins", "range"), 0, float("nan"), 1)
+
+
+def _harmless() -> Named:
+    """Odd streams that only pretend: they give plain values, at the price of their length."""
+    nan = Code(value(float("nan")) + b"\x94")
+    yield "a key twice", dictionary(("a", 1), ("a", 2), ("a", 3))
+    yield "1, 1.0 and True as keys", dictionary((1, 1), (1.0, 2), (True, 3))
+    yield "NaN as a key, and again", Code(b"}(" + nan + b"N" + b"h\x02N" * 10 + b"u")
+    yield "many NaNs as keys", dictionary(*((float("nan"), 1) for _ in range(1000)))
+    yield "keys of half characters", dictionary(*((chr(0xD800 + n), 1) for n in range(64)))
+    yield "a key that looks like an attribute", value({"__class__": 1, "__reduce__": 2})
+    yield "a pickle in bytes", value({"a": stream(call(name("os", "system"), "true"))})
+    yield "code in text", value({"__import__('os')": "eval", "os\nsystem": "(S'true'\ntR."})
+    yield "a list in itself", Code(b"]\x94h\x02a")
+    yield "a dict of itself", Code(b"}\x94" + value("a") + b"h\x02s")
+    yield "a tuple in itself", Code(b"]\x94\x85\x940h\x02h\x03a")
+    yield "an integer of a megabyte", value([1 << 8_000_000])
+    yield "many empty sets", Code(b"](" + b"\x8f" * 100_000 + b"e")
+    yield "very many marks, dropped", Code(b"(" * 100_000 + b"0" * 100_000 + b"N")
+    yield "a range without end", call(name("builtins", "range"), 0, 1 << 1000, 1)
+    yield "a tensor of 2**40 equal elements", floats((1 << 40,), (0,))
+    yield "a tensor over itself", floats((8, 8), (1, 1))
+    yield "an empty tensor of 2**40 rows", floats((1 << 40, 0), (0, 1))
+    yield "an array of 2**40 nothings", call(name("numpy", "ndarray"), (1 << 40,), dtype("|V0"))
+    yield "bools that are neither", tensor(typed(storage(192, 64), "bool"), (8,))
+    yield "a meta tensor of 2**60 bytes", call(
+        name("torch._utils", "_rebuild_meta_tensor_no_storage"),
+        name("torch", "float32"), (1 << 58,), (1,), False,
+    )  # fmt: skip
+    yield "text of characters that are not", array((1,), "<U2", 192, (8,))
+    yield (
+        "metadata of a state dict",
+        build(
+            call(name("collections", "OrderedDict")),
+            {"_metadata": {"": {"__class__": "os.system"}}},
+        ),
+    )

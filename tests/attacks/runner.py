@@ -12,36 +12,46 @@ import pickle
 import resource
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import dill  # noqa: F401  the limit counts from what all of these take
-import numpy  # noqa: F401
+import jax.numpy
+import numpy
 import torch  # noqa: F401
 
 import genesis
 from genesis import GenesisError, _restricted
 
 from .assembler import floats, stream
-from .corpus import CANARY_MODULE, DATA_SIZE, EXTENSION_CODES, Attack, attacks
+from .corpus import CANARY_MODULE, DATA, EXTENSION_CODES, Attack, attacks
 from .files import genesis_file
 
 HEADROOM = 512 << 20
 """Bytes of address space for the whole corpus, beyond what the imports take."""
 
+WATCHED = {
+    *("pickle.find_class", "exec", "compile", "marshal.loads", "import", "ctypes.dlopen"),
+    *("os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.Popen", "os.remove"),
+}
+"""What the interpreter tells an audit hook, and a reader of genesis never does."""
+
+_events: list[str] = []
+
 
 def _load(skeleton: bytes, path: Path) -> object:
-    return _restricted.load(skeleton, data=bytearray(DATA_SIZE), path=str(path))
+    return _restricted.load(skeleton, data=bytearray(DATA), path=str(path))
 
 
 def _outline(skeleton: bytes, path: Path) -> object:
-    tree = _restricted.outline(skeleton, path=str(path), data_size=DATA_SIZE)
+    tree = _restricted.outline(skeleton, path=str(path), data_size=len(DATA))
     return list(_restricted.arrays(tree))
 
 
 def _load_file(skeleton: bytes, path: Path) -> object:
     """As a whole file, of which every checksum is right."""
-    path.write_bytes(genesis_file(skeleton, bytes(DATA_SIZE)))
+    path.write_bytes(genesis_file(skeleton, DATA))
     genesis.validate_checkpoint(path)
     return genesis.load(path, weights_only=True)
 
@@ -66,9 +76,25 @@ def main(folder: str, *readers: str) -> None:
         copyreg.add_extension(*named, code)
     path, canary = Path(folder, "hostile"), Path(folder, "canary")
     _load_file(stream(floats()), path)
+    _warm_up()
     _limit_memory()
+    sys.addaudithook(_note)
     corpus = attacks(str(canary))
-    json.dump({reader: _outcomes(reader, corpus, path, canary) for reader in readers}, sys.stdout)
+    with redirect_stdout(sys.stderr):  # some attacks print
+        outcomes = {reader: _outcomes(reader, corpus, path, canary) for reader in readers}
+    json.dump(outcomes, sys.stdout)
+
+
+def _warm_up() -> None:
+    """Codecs, and parts of frameworks, are imported when they are first used."""
+    "a".encode("unicode_escape")
+    b"a".decode("raw-unicode-escape")
+    jax.numpy.asarray(numpy.zeros(1))
+
+
+def _note(event: str, arguments: tuple[Any, ...]) -> None:
+    if event in WATCHED and len(_events) < 100:
+        _events.append(f"{event} {arguments}"[:200])
 
 
 def _outcomes(reader: str, corpus: list[Attack], path: Path, canary: Path) -> dict[str, Any]:
@@ -76,7 +102,9 @@ def _outcomes(reader: str, corpus: list[Attack], path: Path, canary: Path) -> di
     for attack in corpus:
         if attack.executes or reader != "pickle":
             print(f"{reader}: {attack.name}", file=sys.stderr, flush=True)
-            outcomes[attack.name] = _outcome(reader, attack, path) | {"ran": _ran(canary)}
+            _events.clear()
+            outcome = _outcome(reader, attack, path)
+            outcomes[attack.name] = outcome | {"events": list(_events), "ran": _ran(canary)}
     return outcomes
 
 
