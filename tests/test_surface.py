@@ -1,5 +1,5 @@
-"""The public surface, written down: names, signatures, docstrings, errors. Whoever changes it changes
-this file.
+"""The public surface, written down: names, signatures, docstrings and errors. Whoever changes one
+of them changes this file.
 
 What importing costs and what the types say is in test_packaging; that the README's programs run, in
 test_readme.
