@@ -3,10 +3,13 @@
 Guarantees, for a crash or an error at any system call:
 - The target is the old file, whole, or the new one, whole. There is no moment without either.
 - An error before the rename leaves the old file, no temporary file, and a backup only if there was
-  one before.
+  one before. It is the first error that is raised; what fails in cleaning up after it is not.
 - `commit` returns only when file, directory entry and the removal order are on the medium: a power
   cut later cannot bring the old file back.
-- What a killed process left is removed by the next replacement of the same target.
+- What a killed process left is removed by the next replacement in the same directory (of the same
+  target, where the directory has no lock).
+- Nothing but the target, its backup and our own temporary names is written, renamed or removed,
+  whatever stands under those names. No symlink is followed.
 
 It moves bytes it is given and knows nothing of what they mean, except through `is_sound`.
 
@@ -25,10 +28,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from . import _fs
@@ -38,6 +42,9 @@ from ._locks import between_processes
 BACKUP_SUFFIX = ".genesis.bak"
 _LONGEST = 255
 """Bytes of a file name on every file system in common use."""
+_TEMPORARY = re.compile(r"\..+\.genesis-([0-9a-f]{6})[0-9a-f]{12}\.tmp", re.DOTALL)
+"""The first digits stand for the machine that the writer ran on."""
+_DAY = 24 * 60 * 60
 
 
 class Replacement:
@@ -62,8 +69,9 @@ class Replacement:
         self._is_sound = is_sound
         parent, self._name = os.path.split(path)
         self._backup = self._name + BACKUP_SUFFIX
-        self._prefix = f".{_short(self._name, path)}.genesis-"
+        self._short = _short(self._name, path)
         self._temporary = ""
+        self._backup_is_ours = False
         self._fd = -1
         self._directory = _fs.Directory(parent)
         try:
@@ -79,42 +87,54 @@ class Replacement:
         self.discard()
 
     def _fresh_name(self) -> str:
-        return f"{self._prefix}{secrets.token_hex(8)}.tmp"
+        return f".{self._short}.genesis-{_fs.host()}{secrets.token_hex(6)}.tmp"
 
     def _begin(self) -> None:
         old = self._directory.status(self._name)
         if old is not None:
             _refuse_special(old, self.path)
-        with between_processes(self._directory, self._name):
-            self._sweep()
-            # Nobody else may read what only the owner could read before: the old file's mode
-            # comes later, through the descriptor.
-            name = self._fresh_name()
-            self._fd = self._directory.create(name, 0o666 if old is None else 0o600)
-            self._temporary = name
-            _fs.claim(self._fd)
+        with between_processes(self._directory, self._short) as whole:
+            self._sweep("." if whole else f".{self._short}.genesis-")
+            # Kept before it is made, so that an interrupt in between leaves nothing. Nobody else
+            # may read what only the owner could read before: the old file's mode comes later,
+            # through the descriptor.
+            self._temporary = self._fresh_name()
+            self._fd = self._directory.create(self._temporary, 0o666 if old is None else 0o600)
+            # Under the lock, so that nobody finds it without its mark: its writer lives.
+            _fs.lock_file(self._fd, wait=False)
         if old is not None:
             _fs.copy_ownership(self._fd, old)
 
-    def _sweep(self) -> None:
-        """Remove what killed writers of this target left. A living writer holds its file's lock."""
-        for name in self._directory.names(self._prefix):
-            if name.endswith(".tmp") and self._is_abandoned(name):
-                self._directory.remove(name)
+    def _sweep(self, prefix: str) -> None:
+        """Remove what killed writers left. A courtesy: what cannot be removed is left alone."""
+        for name in self._directory.names(prefix):
+            if (match := _TEMPORARY.fullmatch(name)) and self._is_abandoned(name, match[1]):
+                self._forget(name)
 
-    def _is_abandoned(self, name: str) -> bool:
+    def _is_abandoned(self, name: str, host: str) -> bool:
         """
         Race: another process commits between our listing and our opening. It holds the directory's
         lock for that, and so do we.
+
+        A living writer holds its file's lock. Some network file systems show locks to their own
+        machine only, so what was written on another one must also be old.
         """
         try:
             fd = self._directory.open(name)
         except OSError:
             return False  # gone, a symlink, or not ours to touch
         try:
-            return _fs.is_abandoned(fd)
+            known = host == _fs.host() or _fs.age(fd) > _DAY
+            return known and _fs.lock_file(fd, wait=False)
+        except OSError:
+            return False
         finally:
-            _fs.close(fd)
+            _fs.let_go(fd)
+
+    def _forget(self, name: str) -> None:
+        """Remove a name where an error would hide another, or matters to nobody."""
+        with suppress(OSError):
+            self._directory.remove(name)
 
     def start_direct(self) -> bool:
         """Bypass the page cache from here on, if the file system can; see `_fs.write`."""
@@ -124,7 +144,8 @@ class Replacement:
         _fs.stop_direct(self._fd)
 
     def write(self, data: Any, offset: int) -> None:
-        _fs.write(self._fd, data, offset)
+        with self._named():
+            _fs.write(self._fd, data, offset)
 
     def sync(self, size: int) -> None:
         """Put the file on the medium after making sure that it has `size` bytes."""
@@ -133,7 +154,17 @@ class Replacement:
             raise OSError(
                 errno.EIO, f"{size} bytes were written, the file has {written}", self.path
             )
-        _fs.sync_file(self._fd)
+        with self._named():
+            _fs.sync_file(self._fd)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors on the descriptor say which file it was for."""
+        try:
+            yield
+        except OSError as exc:
+            exc.filename = exc.filename or self.path
+            raise
 
     def commit(self) -> None:
         """Make the new file the target. It must have been synced.
@@ -142,14 +173,14 @@ class Replacement:
             DurabilityUnknownError: it is the target, but the directory could not be synced.
             OSError: anything else; the target is the old file.
         """
-        with between_processes(self._directory, self._name):
+        with between_processes(self._directory, self._short):
             self._close_file()
-            made = self._back_up()
             try:
+                self._back_up()
                 self._directory.rename(self._temporary, self._name)
             except BaseException:
-                if made:
-                    self._directory.remove(self._backup)
+                if self._backup_is_ours:
+                    self._forget(self._backup)
                 raise
             self._temporary = ""
             self._finish()
@@ -159,19 +190,20 @@ class Replacement:
         # Under the directory's lock: the file's own lock goes with its descriptor, and a sweeper
         # would take the file for abandoned.
         fd, self._fd = self._fd, -1
-        _fs.close(fd)
+        with self._named():
+            _fs.close(fd)
 
-    def _back_up(self) -> bool:
-        """Give the old file its second name; ``False`` where it has none to give or has it."""
+    def _back_up(self) -> None:
+        """Give the old file its second name, unless there is none or it has it."""
         old = self._directory.status(self._name)
         if old is None:
-            return False
+            return
         _refuse_special(old, self.path)
         there = self._directory.status(self._backup)
-        if there is not None and not self._is_outdated(there, old):
-            return False
-        self._link_backup()
-        return True
+        if there is None or self._is_outdated(there, old):
+            # From here on: a call that reports an error may have been done all the same.
+            self._backup_is_ours = True
+            self._link_backup()
 
     def _is_outdated(self, backup: os.stat_result, target: os.stat_result) -> bool:
         """Whether a backup that is there already may give way to one of the target.
@@ -189,7 +221,7 @@ class Replacement:
         finally:
             # Also after success: renaming one name of a file to another of the same file does
             # nothing and leaves both.
-            self._directory.remove(name)
+            self._forget(name)
 
     def _finish(self) -> None:
         """What follows the rename. The new file stays, whatever goes wrong here."""
@@ -211,8 +243,7 @@ class Replacement:
                 self._close_file()
         if self._temporary:
             name, self._temporary = self._temporary, ""
-            with suppress(OSError):
-                self._directory.remove(name)
+            self._forget(name)
         self._directory.close()
 
 

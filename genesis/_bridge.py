@@ -38,6 +38,14 @@ def on_trio() -> bool:
     return trio is not None and trio.lowlevel.in_trio_run()
 
 
+def prepare() -> None:
+    """Load what waiting needs, before anything begins that has to be waited for: with too many
+    open files nothing can be loaded, and what had begun would end unheard."""
+    import anyio
+
+    anyio.Event()
+
+
 async def call(work: Callable[[], T]) -> T:
     """Run a blocking call on a thread. Cancelling leaves it to finish unheard."""
     return await wait(executor.submit(work))

@@ -1,15 +1,18 @@
 """Every system call of a save, and what each platform makes of it.
 
-Nothing above this module calls `os` for a file, and no error is swallowed here: what cannot be done
-is raised, with the path and the cure where those are known. The choices for macOS and Windows are
-written from their documentation.
+Nothing above this module calls `os` for a file, and no error is swallowed here that could mean a
+lost byte: what cannot be done is raised, with the path and the cure where those are known. The
+choices for macOS and Windows are written from their documentation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import hashlib
 import os
+import platform
 import stat
 import sys
 import time
@@ -35,10 +38,15 @@ _MAX_WRITE = 1 << 30
 BLOCK = 4096
 """Direct writes start, end and lie in memory at multiples of this."""
 
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS}
-_NO_DIRECT_IO = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
-_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF}
-_NO_FLOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_HARD_LINKS = {errno.EPERM, errno.EMLINK, *_UNSUPPORTED}
+_NO_DIRECT_IO = {errno.EINVAL, *_UNSUPPORTED}
+_NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, *_UNSUPPORTED}
+_NO_FULL_SYNC = {errno.EINVAL, errno.ENOTTY, *_UNSUPPORTED}
+_NO_FLOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, *_UNSUPPORTED}
+_NO_OWNERS = {errno.EPERM, errno.EACCES, errno.EINVAL, *_UNSUPPORTED}
+"""No permission, an owner whom this container has no number for, or a file system without."""
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
@@ -48,13 +56,50 @@ def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
         TypeError: `path` is no path.
         ValueError: it is empty or holds a NUL.
         IsADirectoryError: it ends with a separator.
+        PermissionError: it is a symlink that the system does not let us follow, or is in a
+            directory that may not be searched.
+        OSError: it cannot be looked up, for another reason than that it is not there.
     """
     name = os.fsdecode(path)
     if not name:
         raise ValueError("the path of a checkpoint must not be empty")
     if name.endswith(_SEPARATORS):
         raise IsADirectoryError(errno.EISDIR, "this names a directory; name a file in it", name)
+    try:
+        # `realpath` takes any error for "no symlink", and reads links itself, past the system's
+        # refusal to follow one that a stranger put into a directory like /tmp.
+        os.stat(name)
+        return os.path.realpath(name, strict=True)
+    except OSError as exc:
+        if exc.errno not in _NOT_THERE:
+            raise
     return os.path.realpath(name)
+
+
+def host() -> str:
+    """Six hex digits that stand for this machine's name."""
+    return hashlib.sha256(os.fsencode(platform.node())).hexdigest()[:6]
+
+
+def make_directories(path: str) -> None:
+    """Make a directory, and what is missing above it, durably; no error where it is there.
+
+    Raises:
+        NotADirectoryError: something else has that name.
+    """
+    path = os.path.abspath(path)
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        parent = os.path.dirname(path)
+        make_directories(parent)
+        with contextlib.suppress(FileExistsError):  # somebody else was faster
+            os.mkdir(path)
+        with Directory(parent) as above:
+            above.sync()
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "this is no directory; name another one", path)
 
 
 def _with_cure(exc: OSError, path: str, cure: str) -> OSError:
@@ -99,7 +144,7 @@ class Directory:
     def close(self) -> None:
         if self._fd is not None:
             fd, self._fd = self._fd, None
-            close(fd)
+            let_go(fd)
 
     def _name(self, name: str) -> str:
         return name if self._fd is not None else os.path.join(self.path, name)
@@ -136,7 +181,12 @@ class Directory:
         return fd
 
     def open(self, name: str) -> int:
-        return os.open(self._name(name), os.O_RDWR | _O_BASE, dir_fd=self._fd)
+        """An existing file, for looking at it and locking it; never through a symlink."""
+        # Without waiting: what has the name may be a pipe, or leased to somebody.
+        flags = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | _O_BASE
+        fd = os.open(self._name(name), flags, dir_fd=self._fd)
+        _ours.add(fd)
+        return fd
 
     def link(self, name: str, new_name: str) -> bool:
         """A second name for a file; ``False`` where the file system has no hard links."""
@@ -169,15 +219,14 @@ class Directory:
             finally:
                 close(target)
         finally:
-            os.close(source)
+            let_go(source)
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a file another name, replacing what had it, in one step."""
-        _while_held(
-            lambda: os.replace(
-                self._name(name), self._name(new_name), src_dir_fd=self._fd, dst_dir_fd=self._fd
-            )
-        )
+        if sys.platform == "win32":
+            _while_held(lambda: _move_windows(self.join(name), self.join(new_name)))
+        else:
+            os.replace(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def remove(self, name: str) -> None:
         """Remove a name; no error where it is gone already."""
@@ -185,11 +234,12 @@ class Directory:
             _while_held(lambda: os.unlink(self._name(name), dir_fd=self._fd))
 
     def sync(self) -> None:
-        """Make the names durable. Windows does that with the rename itself, or not at all."""
+        """Make the names durable. Windows does that with the rename itself; a file system that
+        cannot, does it without being asked or not at all."""
         if self._fd is None:
             return
         try:
-            os.fsync(self._fd)
+            sync_file(self._fd)
         except OSError as exc:
             if exc.errno not in _NO_DIRECTORY_SYNC:
                 raise
@@ -208,9 +258,10 @@ class Directory:
 
     def unlock(self) -> None:
         # Not left to close: a child forked meanwhile holds a copy of the descriptor, and with it
-        # the lock.
+        # the lock. What was done under the lock is done, so an error would be a lie about it.
         if self._fd is not None:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
 
 
 def _open_directory(path: str) -> int:
@@ -225,12 +276,21 @@ def _open_directory(path: str) -> int:
 
 def _while_held(call: Callable[[], T]) -> T:
     """On Windows a file that somebody has open cannot be replaced: try for a second."""
-    for attempt in range(100 if _WINDOWS else 0):
+    for _ in range(100 if _WINDOWS else 0):
         try:
             return call()
         except PermissionError:
-            time.sleep(0.01 * (attempt < 99))
+            time.sleep(0.01)
     return call()
+
+
+def _move_windows(name: str, new_name: str) -> None:
+    """`os.replace` that returns when the move is on the medium, as far as Windows says so."""
+    if sys.platform == "win32":
+        replace_existing, write_through = 0x1, 0x8
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        if not kernel.MoveFileExW(name, new_name, replace_existing | write_through):
+            raise ctypes.WinError(ctypes.get_last_error())
 
 
 def _copy_bytes(source: int, target: int) -> None:
@@ -243,17 +303,24 @@ def _copy_bytes(source: int, target: int) -> None:
 def open_lock_file(path: str) -> int:
     """A sidecar that processes lock where a directory cannot be. It is never removed: a name that
     goes and comes again gives two processes two different locks."""
-    return os.open(path, os.O_RDWR | os.O_CREAT | _O_BASE, 0o666)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | _O_BASE, 0o666)
+    _ours.add(fd)
+    return fd
 
 
 def lock_file(fd: int, *, wait: bool) -> bool:
-    """Lock an open file among processes; ``False`` where another one has it and `wait` is off."""
+    """Lock an open file among processes; ``False`` where its file system has no locks, or where
+    another process has it and `wait` is off."""
     if sys.platform == "win32":
         return _lock_windows(fd, wait=wait)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
+    except OSError as exc:
+        if exc.errno in _NO_FLOCK:
+            return False
+        raise
     return True
 
 
@@ -275,25 +342,17 @@ def _try_lock_windows(fd: int) -> bool:
 
 
 def unlock_file(fd: int) -> None:
-    if sys.platform == "win32":
-        msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
-    else:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def claim(fd: int) -> None:
-    """Mark a temporary file as one whose writer lives. Only a hint for those who clean up, so a
-    file system without locks is no error."""
+    """Errors say nothing: what was done under the lock is done, and closing unlocks as well."""
     with contextlib.suppress(OSError):
-        lock_file(fd, wait=False)
+        if sys.platform == "win32":
+            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+        else:
+            fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def is_abandoned(fd: int) -> bool:
-    """Whether the writer of a temporary file is gone."""
-    try:
-        return lock_file(fd, wait=False)
-    except OSError:
-        return False
+def age(fd: int) -> float:
+    """Seconds since an open file was last written."""
+    return time.time() - os.fstat(fd).st_mtime
 
 
 def start_direct(fd: int) -> bool:
@@ -347,10 +406,22 @@ def _is_direct(fd: int) -> bool:
 def sync_file(fd: int) -> None:
     """Put a file's bytes on the medium. The first error is final: the kernel may have dropped the
     pages it could not write, and a second call would report success."""
+    if sys.platform == "darwin" and _sync_fully(fd):
+        return
+    os.fsync(fd)
+
+
+def _sync_fully(fd: int) -> bool:
+    """macOS's fsync leaves bytes in the drive's cache; this asks the drive too. ``False`` where the
+    file system (a network's, say) does not know the request."""
     if sys.platform == "darwin":
-        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-    else:
-        os.fsync(fd)
+        try:
+            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+        except OSError as exc:
+            if exc.errno in _NO_FULL_SYNC:
+                return False
+            raise
+    return True
 
 
 def size(fd: int) -> int:
@@ -362,19 +433,44 @@ def same_file(one: os.stat_result, other: os.stat_result) -> bool:
 
 
 def copy_ownership(fd: int, status: os.stat_result) -> None:
-    """Give an open file the owner and mode of another: the owner where that is permitted."""
+    """Give an open file of ours the owner, group and mode of another, as far as that is permitted.
+
+    A checkpoint is no program, so set-user-ID and set-group-ID bits are left out.
+    """
     if _WINDOWS:
         return
+    mode = stat.S_IMODE(status.st_mode) & 0o777
     mine = os.fstat(fd)
     if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
-        with contextlib.suppress(PermissionError):
-            os.fchown(fd, status.st_uid, status.st_gid)
-    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+        _is_permitted(lambda: os.fchown(fd, status.st_uid, status.st_gid)) or _is_permitted(
+            lambda: os.fchown(fd, -1, status.st_gid)
+        )
+    if stat.S_IMODE(mine.st_mode) != mode:
+        _is_permitted(lambda: os.fchmod(fd, mode))  # if not, it stays readable by us alone
+
+
+def _is_permitted(call: Callable[[], None]) -> bool:
+    """Change owner or mode; ``False`` where that is not to be had."""
+    try:
+        call()
+    except OSError as exc:
+        if exc.errno not in _NO_OWNERS:
+            raise
+        return False
+    return True
 
 
 def close(fd: int) -> None:
+    """Close a file that was written. Never twice: an interrupted close has closed, on Linux."""
     _ours.discard(fd)
-    os.close(fd)
+    with contextlib.suppress(InterruptedError):
+        os.close(fd)
+
+
+def let_go(fd: int) -> None:
+    """Close what nothing was written through: whatever error that gives, nothing is lost."""
+    with contextlib.suppress(OSError):
+        close(fd)
 
 
 def open_for_reading(path: str) -> int:
@@ -396,7 +492,7 @@ def open_for_reading(path: str) -> int:
         if not stat.S_ISREG(mode):
             raise NotACheckpointError(path, "this is no regular file")
     except BaseException:
-        os.close(fd)
+        let_go(fd)
         raise
     return fd
 
@@ -408,7 +504,7 @@ def reading(path: str) -> Iterator[int]:
     try:
         yield fd
     finally:
-        os.close(fd)
+        let_go(fd)
 
 
 def read_into(fd: int, target: memoryview, offset: int) -> int:

@@ -120,21 +120,24 @@ def _make_ready(turn: Turn) -> None:
 
 
 @contextmanager
-def between_processes(directory: _fs.Directory, name: str) -> Iterator[None]:
+def between_processes(directory: _fs.Directory, name: str) -> Iterator[bool]:
     """Hold the lock among processes for changing the file `name` of an open directory.
+
+    Yields whether it holds for all files of the directory.
 
     It is the lock of the directory itself: that leaves no file behind. It is held for the moments
     of creating a temporary file and of the commit, never while data is written. Our own `flock`
     takes 9 µs; the filelock library 165 µs or more, a polling wait of 50 ms and a file. Where a
-    directory has no locks (NFS, Windows) a sidecar file is locked.
+    directory has no locks (NFS, Windows) a sidecar file is locked; where that has none either,
+    processes that save one path at the same time are not kept apart.
     """
     if directory.path in _mine():
-        yield  # a signal handler's save in the middle of one on this thread
+        yield False  # a signal handler's save in the middle of one on this thread
         return
-    with _locked(directory, name):
+    with _locked(directory, name) as whole:
         _mine().add(directory.path)
         try:
-            yield
+            yield whole
         finally:
             _mine().discard(directory.path)
 
@@ -151,19 +154,24 @@ def _mine() -> set[str]:
 
 
 @contextmanager
-def _locked(directory: _fs.Directory, name: str) -> Iterator[None]:
+def _locked(directory: _fs.Directory, name: str) -> Iterator[bool]:
     if directory.lock():
         try:
-            yield
+            yield True
         finally:
             directory.unlock()
-        return
-    fd = _fs.open_lock_file(directory.join(f".{name}.genesis.lock"))
+    else:
+        with _sidecar_locked(directory.join(f".{name}.genesis.lock")):
+            yield False
+
+
+@contextmanager
+def _sidecar_locked(path: str) -> Iterator[None]:
+    fd = _fs.open_lock_file(path)
     try:
-        _fs.lock_file(fd, wait=True)
-        try:
-            yield
-        finally:
-            _fs.unlock_file(fd)
+        if not _fs.lock_file(fd, wait=True):
+            _fs.remove(path)  # of no use to anybody
+        yield
     finally:
-        _fs.close(fd)
+        _fs.unlock_file(fd)
+        _fs.let_go(fd)

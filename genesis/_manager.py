@@ -57,7 +57,7 @@ class CheckpointManager:
 
     def request(self, model: Any, optimizer: Any, epoch: int, loss: Any) -> Request:
         """The save of one epoch, with the removal of old ones at its end."""
-        os.makedirs(self.checkpoint_dir, exist_ok=True)
+        _fs.make_directories(self.checkpoint_dir)
         checkpoint = {
             "epoch": epoch,
             "model_state_dict": model.state_dict(),

@@ -39,6 +39,7 @@ async def save(
 
 async def submit(request: Request) -> SaveReport:
     """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
+    _bridge.prepare()
     task = Task(writer, request)
     future = task.future
     # Whoever blocks this thread, the loop's, to wait for this save's turn would wait for ever.
