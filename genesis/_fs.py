@@ -435,18 +435,20 @@ def same_file(one: os.stat_result, other: os.stat_result) -> bool:
 def copy_ownership(fd: int, status: os.stat_result) -> None:
     """Give an open file of ours the owner, group and mode of another, as far as that is permitted.
 
-    A checkpoint is no program, so set-user-ID and set-group-ID bits are left out.
+    Set-user-ID and set-group-ID bits were meant for that owner and are left out for any other.
     """
     if _WINDOWS:
         return
-    mode = stat.S_IMODE(status.st_mode) & 0o777
+    mode = stat.S_IMODE(status.st_mode)
     mine = os.fstat(fd)
-    if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
-        _is_permitted(lambda: os.fchown(fd, status.st_uid, status.st_gid)) or _is_permitted(
-            lambda: os.fchown(fd, -1, status.st_gid)
-        )
-    if stat.S_IMODE(mine.st_mode) != mode:
-        _is_permitted(lambda: os.fchmod(fd, mode))  # if not, it stays readable by us alone
+    given = (mine.st_uid, mine.st_gid) == (status.st_uid, status.st_gid) or _is_permitted(
+        lambda: os.fchown(fd, status.st_uid, status.st_gid)
+    )
+    if not given:
+        _is_permitted(lambda: os.fchown(fd, -1, status.st_gid))
+        mode &= 0o777
+    # If this is not permitted either, the file stays readable by us alone.
+    _is_permitted(lambda: os.fchmod(fd, mode))
 
 
 def _is_permitted(call: Callable[[], None]) -> bool:

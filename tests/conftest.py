@@ -46,7 +46,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-# Not part of `make test` yet: test_writer.py holds tests of signals at any line of a save that fail.
+# Not part of `make test` yet: test_writer.py holds tests of signals at any line of a save, and some
+# fail.
 # GENESIS_ALL_TESTS=1 runs them.
 collect_ignore = [] if os.environ.get("GENESIS_ALL_TESTS") else ["test_writer.py"]
 
