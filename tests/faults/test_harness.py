@@ -74,8 +74,9 @@ def _strace(scenario: str, place: Path, log: Path) -> list[str]:
     program = [sys.executable, "-c", PROGRAM, scenario, str(place)]
     subprocess.run([*strace, *program], env=environment(), check=True)
     lines = log.read_text().splitlines()
+    # Without the closing bracket: strace breaks a line where another thread speaks meanwhile.
     first, last = (
-        next(index for index, line in enumerate(lines) if f"close({mark})" in line)
+        next(index for index, line in enumerate(lines) if f"close({mark}" in line)
         for mark in (tracer.START, tracer.STOP)
     )
     calls = [line for line in lines[first:last] if str(place) in line and " resumed>" not in line]
