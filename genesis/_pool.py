@@ -78,6 +78,11 @@ class Pool(Executor):
                 self._running.discard(threading.current_thread())
             return None
 
+    def is_running(self) -> bool:
+        """Whether a thread is there that takes what is queued."""
+        with self._lock:
+            return bool(self._running)
+
     def help(self) -> None:
         """Run in this thread what is queued."""
         while (call := self._next(ending=False)) is not None:

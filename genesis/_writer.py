@@ -349,23 +349,44 @@ class Writer:
             return
         self._registered = True
         atexit.register(self._drain)
-        with suppress(AttributeError, RuntimeError):
+        try:
             threading._register_atexit(self._drain)  # type: ignore[attr-defined]
+        except AttributeError:
+            pass
+        except RuntimeError:
+            # This first save of all comes so late that neither hook may be called any more.
+            self.pool.inline = True
 
     def _drain(self) -> None:
+        """Wait for every save, whatever signal handlers raise meanwhile; Ctrl-C twice abandons."""
         self.pool.inline = True
-        interrupted = False
-        while pending := self.pending():
+        raised: BaseException | None = None
+        while True:
             try:
-                self.pool.help()
-                concurrent.futures.wait(pending)
-            except KeyboardInterrupt:
-                if interrupted:
-                    self._abandon()
-                interrupted = True
-                log.warning("%d saves not durable yet; Ctrl-C again abandons them", len(pending))
+                self._wait_for_all()
+                break
+            except BaseException as exc:
+                if isinstance(exc, KeyboardInterrupt):
+                    self._warn_or_abandon(again=isinstance(raised, KeyboardInterrupt))
+                raised = exc
         for failure in self._take_unseen():
             failure.log()
+        # A handler that calls sys.exit, say, has its way now that nothing can be lost.
+        if raised is not None and not isinstance(raised, KeyboardInterrupt):
+            raise raised
+
+    def _wait_for_all(self) -> None:
+        while pending := self.pending():
+            # Not beside threads that do it: what interrupts this one would break off its save.
+            if not self.pool.is_running():
+                self.pool.help()
+            concurrent.futures.wait(pending)
+
+    def _warn_or_abandon(self, *, again: bool) -> None:
+        if again:
+            self._abandon()
+        count = len(self.pending())
+        log.warning("%d saves not durable yet; Ctrl-C again abandons them", count)
 
     def _abandon(self) -> None:
         for future in self.pending():

@@ -10,17 +10,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import genesis
 
-DEADLINE = 60.0
+DEADLINE = 20.0
 """Seconds after which something that must happen is taken never to happen."""
 
 
@@ -135,32 +136,56 @@ def until(condition: Callable[[], object]) -> None:
 
 
 class Script:
-    """A Python program in a process of its own, which reports by lines on its standard output."""
+    """A Python program in a process of its own, which reports by lines on its standard output.
+
+    Whatever it starts is killed with it. One that does not end is made to say where it stands.
+    """
 
     def __init__(self, source: str, *args: object, stdin: Any = subprocess.PIPE) -> None:
+        # A file, because it can be read before the end.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, "-c", source, *map(str, args)],
+            [sys.executable, "-X", "faulthandler", "-c", source, *map(str, args)],
             stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=self._errors,
             text=True,
+            start_new_session=True,
         )
 
     def __enter__(self) -> Script:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        self._signal_all(signal.SIGKILL)
+        with self._errors, self.process:
+            pass
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def line(self) -> str:
+        """Wait for the next line of its output; nothing if it ends, or is stuck, before that."""
+        assert self.process.stdout is not None
+        stuck = threading.Timer(DEADLINE, self._signal_all, [signal.SIGABRT])
+        stuck.start()
+        try:
+            return str(self.process.stdout.readline().rstrip("\n"))
+        finally:
+            stuck.cancel()
+            stuck.join()
 
     def expect(self, line: str) -> None:
         """Wait for the next line of its output, which must be this one."""
-        assert self.process.stdout is not None
-        said = self.process.stdout.readline().rstrip("\n")
+        said = self.line()
         if said != line:
-            _, errors = self.process.communicate(timeout=DEADLINE)
-            raise AssertionError(f"expected {line!r}, got {said!r}\n{errors}")
+            raise AssertionError(f"expected {line!r}, got {said!r}\n{self.end()}")
+
+    def errors(self) -> str:
+        """What it wrote to its standard error so far."""
+        self._errors.seek(0)
+        return self._errors.read()
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None
@@ -172,8 +197,17 @@ class Script:
 
     def end(self, timeout: float = DEADLINE) -> tuple[int, str, str]:
         """Its exit status, and what was left of output and errors."""
-        output, errors = self.process.communicate(timeout=timeout)
-        return self.process.returncode, output, errors
+        assert self.process.stdout is not None
+        if self.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                self.process.stdin.close()
+        try:
+            self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._signal_all(signal.SIGABRT)
+            self.process.wait()
+            raise AssertionError(f"it does not end\n{self.errors()}") from None
+        return self.process.returncode, self.process.stdout.read(), self.errors()
 
 
 def run(source: str, *args: object) -> tuple[int, str, str]:
