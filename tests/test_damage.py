@@ -519,6 +519,7 @@ def test_a_damaged_backup_is_never_loaded(sound: bytes, path: Path) -> None:
 
 fuzz = settings(
     deadline=None,
+    derandomize="GENESIS_RANDOM" not in os.environ,
     max_examples=300,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
