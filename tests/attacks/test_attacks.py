@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import genesis
+from attacks.assembler import call, name, stream
 from attacks.corpus import Attack, attacks
 from attacks.files import genesis_file
 
@@ -187,7 +188,7 @@ def test_a_trailer_that_disagrees_with_the_stream_runs_nothing(
     tmp_path: Path, make: Callable[[bytes, bytes], bytes]
 ) -> None:
     canary = tmp_path / "canary"
-    hostile = next(each for each in attacks(str(canary)) if each.executes).skeleton
+    hostile = stream(call(name("os", "system"), f"touch {canary}"))
     path = tmp_path / "checkpoint"
     path.write_bytes(make(hostile, bytes(64)))
 
