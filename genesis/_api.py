@@ -9,6 +9,7 @@ import concurrent.futures
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, overload
 
 from . import _fs, _store
@@ -410,8 +411,29 @@ def _judge(checkpoint: Any) -> tuple[bool, str]:
     return True, "Checkpoint is valid"
 
 
-def add_safe_globals(objects: Iterable[Callable[..., object]]) -> None:
-    """Let `load(weights_only=True)` call these classes and functions, in this process."""
+_Safe = Callable[..., object] | tuple[Callable[..., object], str]
+
+
+def add_safe_globals(objects: Iterable[_Safe]) -> None:
+    """Let `load(weights_only=True)` call these functions and make and fill instances of these
+    classes, in this process.
+
+    They run with arguments from the file: register only what is harmless whatever it is given.
+
+    Args:
+        objects: classes and functions, or pairs of one and the name that files know it by
+            (``"module.name"``).
+
+    Raises:
+        TypeError: something else is among them.
+    """
     from . import _restricted
 
     _restricted.add_safe_globals(objects)
+
+
+def safe_globals(objects: Iterable[_Safe]) -> AbstractContextManager[None]:
+    """`add_safe_globals` for the length of a with block. All threads see what it adds."""
+    from . import _restricted
+
+    return _restricted.safe_globals(objects)

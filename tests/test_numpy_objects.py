@@ -344,13 +344,14 @@ def ml_dtypes() -> list[Any]:
     return sorted((each for each in found if issubclass(each, np.generic)), key=str)
 
 
-def test_arrays_of_every_ml_dtype_come_back(path: Path) -> None:
+@pytest.mark.parametrize("keywords", [{}, {"weights_only": True}], ids=str)
+def test_arrays_of_every_ml_dtype_come_back(keywords: dict[str, Any], path: Path) -> None:
     kinds = ml_dtypes()
     assert len(kinds) > 10
     for kind in kinds:
         array = np.array([0, 1, 1, 0]).astype(kind).reshape(2, 2)
         for each in (array, array.T, array[0], array[:0], array[1, 1]):
-            loaded = round_trip(each, path)
+            loaded = round_trip(each, path, **keywords)
             assert (type(loaded), loaded.dtype, loaded.shape) == (type(each), kind, each.shape)
             assert loaded.tobytes() == each.tobytes()
 

@@ -539,6 +539,24 @@ def test_registered_globals_are_listed_and_forgotten() -> None:
     assert _restricted.get_safe_globals() == []
 
 
+def test_globals_are_registered_for_a_while(path: Path) -> None:
+    genesis.add_safe_globals([Point])
+    genesis.save({"it": Config(2.5)}, path, clear=False)
+
+    with genesis.safe_globals([Config, Point]):
+        assert genesis.load(path, weights_only=True)["it"] == Config(2.5)
+
+    assert _restricted.get_safe_globals() == [Point]
+    with pytest.raises(genesis.UnsafeLoadError, match=r"\.Config\b"):
+        genesis.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("wrong", ["os.system", (Config,), (Config, 5), 5, None], ids=str)
+def test_what_is_no_class_and_no_function_is_not_registered(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="no class, no function and no pair"):
+        genesis.add_safe_globals([wrong])
+
+
 def test_registering_what_is_listed_changes_nothing(path: Path) -> None:
     """People register `numpy.ndarray` out of habit; its arguments are judged all the same."""
     genesis.add_safe_globals([np.ndarray, np.dtype, collections.OrderedDict])
@@ -760,6 +778,71 @@ print([name for name in ("torch", "numpy", "jax", "dill") if name in sys.modules
     assert done.stdout.splitlines()[0] == "{'a': [1, (2.5, 'b')]}"
     assert "float32" in done.stdout.splitlines()[1]
     assert done.stdout.splitlines()[2] == "[]"
+
+
+# --- Validation -----------------------------------------------------------------------------------
+
+
+class Trap:
+    """Leaves a mark when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.canary,)
+
+
+def _save_with(writer: str, state: Any, path: Path) -> None:
+    if writer == "genesis":
+        genesis.save(state, path)
+    else:
+        path.write_bytes({"pickle": pickle, "dill": dill}[writer].dumps(state))
+
+
+@pytest.mark.parametrize("writer", ["genesis", "pickle", "dill"])
+def test_a_checkpoint_with_code_in_it_is_valid_and_none_of_it_runs(
+    writer: str, path: Path, tmp_path: Path
+) -> None:
+    state = {
+        "model_state_dict": {"w": torch.ones(2)},
+        "optimizer_state_dict": {"trap": Trap(tmp_path / "canary")},
+    }
+    if writer != "pickle":
+        state["schedule"] = lambda step: 1 / (step + 1)
+    _save_with(writer, state, path)
+
+    assert genesis.validate_checkpoint(path) == (True, "Checkpoint is valid")
+    assert not (tmp_path / "canary").exists()
+    genesis.load(path)
+    assert (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dumps", [pickle.dumps, dill.dumps], ids=["pickle", "dill"])
+@pytest.mark.parametrize(
+    "weight", [torch.ones(2, 3), nn.Parameter(torch.ones(2)), np.ones(2)], ids=["t", "p", "a"]
+)
+def test_checkpoints_of_other_writers_are_valid(
+    weight: Any, dumps: Callable[..., bytes], protocol: int, path: Path
+) -> None:
+    path.write_bytes(dumps({"model_state_dict": {"w": weight, "tied": weight}}, protocol))
+
+    assert genesis.validate_checkpoint(path) == (True, "Checkpoint is valid")
+
+
+@pytest.mark.parametrize("writer", ["genesis", "pickle", "dill"])
+@pytest.mark.parametrize("wrong", [1, "text", [1.0], Config(), {}, None], ids=str)
+def test_what_is_no_tensor_is_not_valid(writer: str, wrong: Any, path: Path) -> None:
+    _save_with(writer, {"model_state_dict": {"w": wrong}}, path)
+
+    assert genesis.validate_checkpoint(path) == (False, "Invalid tensor for key 'w'")
+
+
+def test_a_verdict_writes_nothing_to_the_terminal(path: Path) -> None:
+    genesis.save({"model_state_dict": {"\x1b[2J": 1}}, path)
+
+    assert genesis.validate_checkpoint(path) == (False, r"Invalid tensor for key '\x1b[2J'")
 
 
 # --- The outline ----------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ outline    structure without values, for any pickle at all
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
@@ -31,6 +32,7 @@ __all__ = [
     "get_safe_globals",
     "load",
     "outline",
+    "safe_globals",
 ]
 
 _MAX_NAMES: Final = 1000
@@ -56,10 +58,25 @@ def add_safe_globals(objs: Iterable[Callable[..., Any] | tuple[Callable[..., Any
 
 
 def _named(obj: Any) -> tuple[str, Any]:
-    if isinstance(obj, tuple):
-        thing, name = obj
-        return name, thing
-    return f"{obj.__module__}.{obj.__qualname__}", obj
+    thing, name = obj if isinstance(obj, tuple) and len(obj) == 2 else (obj, None)
+    if not callable(thing) or not isinstance(name, str | None):
+        raise TypeError(f"{obj!r} is no class, no function and no pair of one and a name")
+    return name or f"{thing.__module__}.{thing.__qualname__}", thing
+
+
+@contextmanager
+def safe_globals(
+    objs: Iterable[Callable[..., Any] | tuple[Callable[..., Any], str]],
+) -> Iterator[None]:
+    """`add_safe_globals` for the length of a with block, in all threads of the process."""
+    global _safe_globals
+    named = dict(map(_named, objs))
+    added = named.keys() - _safe_globals.keys()
+    _safe_globals = _safe_globals | named
+    try:
+        yield
+    finally:
+        _safe_globals = {name: thing for name, thing in _safe_globals.items() if name not in added}
 
 
 def clear_safe_globals() -> None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from .machine import RefusedError
 from .site import (
+    ARGUMENTS,
     REGION,
     Site,
     Token,
@@ -19,7 +20,6 @@ from .site import (
     count_of,
     flag,
     framework,
-    list_constants,
     natural,
     naturals,
     require,
@@ -41,13 +41,15 @@ _OBJECTS: Final = "a dtype of Python objects, which may be anything"
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
-list_constants("numpy", "record")
-list_constants(
-    "ml_dtypes",
+_RECORD: Final = "numpy record"
+_ML_DTYPES: Final = (
     "bfloat16 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz "
     "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu int1 int2 int4 uint1 "
-    "uint2 uint4",
+    "uint2 uint4"
 )
+_EXTENSIONS: Final = frozenset(f"ml_dtypes {name}" for name in _ML_DTYPES.split())
+
+ARGUMENTS.update(_EXTENSIONS, (_RECORD,))
 
 
 def _np() -> Any:
@@ -149,18 +151,19 @@ def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
         return _of_pair(site, *_parts(spec, 2))
     if type(spec) is str:
         item_size(spec)
-    else:
-        extension = isinstance(spec, type) and spec.__module__ == "ml_dtypes"
-        require(extension, f"{brief(spec)} as a dtype")
-    return _np().dtype(spec)
+        return _np().dtype(spec)
+    if type(spec) is not Token or spec.name not in _EXTENSIONS:
+        raise RefusedError(f"{brief(spec)} as a dtype")
+    module, name = spec.name.split()
+    return _np().dtype(getattr(framework(module), name))
 
 
 def _of_pair(site: Site, first: Any, second: Any) -> Any:
     """An array as one element, or a structure whose elements are records."""
-    if first is _np().record:
+    if type(first) is Token and first.name == _RECORD:
         _check_dtype(site, second, "what records are of")
         require(second.names is not None, "records of no structure")
-        return _noted(site, _np().dtype((first, second)), second)
+        return _noted(site, _np().dtype((_np().record, second)), second)
     _check_dtype(site, first, "the elements of an array")
     shape = naturals(second)
     require(count_of(shape) * first.itemsize <= MAX_ITEM, "an element of 2 GiB and more")

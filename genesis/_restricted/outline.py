@@ -60,6 +60,20 @@ class Opaque:
         return f"Opaque({self.name!r})"
 
 
+class Shaped(Opaque):
+    """A tensor or an array of another writer's pickle, whose bytes only code could find.
+
+    Attributes:
+        shape: its lengths.
+    """
+
+    __slots__ = ("shape",)
+
+    def __init__(self, name: str, shape: object) -> None:
+        super().__init__(name)
+        self.shape = naturals(shape)
+
+
 class _Storage(Opaque):
     """A range of the data region, seen as elements of one dtype."""
 
@@ -125,7 +139,10 @@ class InertWorld:
         return Opaque(_name_of(cls), arguments, keywords)
 
     def build(self, thing: Any, state: Any) -> object:
-        if isinstance(thing, Opaque):
+        if isinstance(thing, Shaped) and type(state) is tuple and len(state) == 5:
+            with suppress(RefusedError):
+                thing.shape = naturals(state[1])
+        elif isinstance(thing, Opaque):
             thing.parts.append(state)
         return thing
 
@@ -217,7 +234,9 @@ def _expect(kind: type[_Kind], thing: object) -> _Kind:
 
 def _tensor(
     world: InertWorld, storage: Any, offset: Any, size: Any, stride: Any, *rest: object
-) -> ArrayInfo:
+) -> ArrayInfo | Shaped:
+    if _name_of(storage) == "torch.storage._load_from_bytes":
+        return Shaped("torch.Tensor", size)
     return _view(storage, _expect(_Storage, storage).dtype, offset, size, stride)
 
 
@@ -264,6 +283,23 @@ def _array(world: InertWorld, shape: object, dtype: Any, *place: Any) -> ArrayIn
     return ArrayInfo("numpy", kind.text, sizes, low, size)
 
 
+def _begun_array(world: InertWorld, *rest: object) -> Shaped:
+    """Its shape comes with BUILD."""
+    return Shaped("numpy.ndarray", (0,))
+
+
+def _array_of_dill(world: InertWorld, begin: Any, arguments: object, state: Any, *_: object) -> Any:
+    if not _name_of(begin).endswith(".multiarray._reconstruct"):
+        raise TypeError
+    return Shaped("numpy.ndarray", state[1])
+
+
+def _array_of_buffer(
+    world: InertWorld, content: object, dtype: object, shape: Any, *rest: object
+) -> Shaped:
+    return Shaped("numpy.ndarray", shape)
+
+
 def _dtype(world: InertWorld, spec: Any, *rest: object) -> object:
     if type(spec) is dict:
         item = natural(spec["itemsize"])
@@ -298,6 +334,15 @@ _READERS: Final[dict[str, Callable[..., object]]] = {
     "builtins.frozenset": _first,
     "numpy.dtype": _dtype,
     "numpy.ndarray": _array,
+    **{
+        f"numpy.{core}.{name}": reader
+        for core in ("core", "_core")
+        for name, reader in (
+            ("multiarray._reconstruct", _begun_array),
+            ("numeric._frombuffer", _array_of_buffer),
+        )
+    },
+    "dill._dill._create_array": _array_of_dill,
     "jax.numpy.asarray": _first,
     "torch.Size": _first,
     "torch.UntypedStorage": _empty_storage,

@@ -9,7 +9,7 @@ from collections import Counter, OrderedDict, defaultdict
 from typing import Any, Final
 
 from .machine import RefusedError
-from .site import CONSTRUCTORS, Site, Token, brief, builds, require
+from .site import ARGUMENTS, CONSTRUCTORS, Site, Token, brief, builds, require
 
 FACTORIES: Final = {
     f"{module} {kind.__name__}": kind
@@ -17,6 +17,8 @@ FACTORIES: Final = {
     for module in ("builtins", "__builtin__")
 }
 """What a defaultdict may make of nothing."""
+
+ARGUMENTS.update(FACTORIES)
 
 
 @builds("collections OrderedDict")

@@ -52,6 +52,9 @@ Finisher = Callable[..., None]
 CONSTRUCTORS: Final[dict[str, Constructor]] = {}
 """By ``"module name"``."""
 
+ARGUMENTS: Final[set[str]] = set()
+"""Globals that mean something to a constructor, and are no values: types, by ``"module name"``."""
+
 CONSTANTS: Final[dict[str, tuple[str, str]]] = {}
 """Globals that are values: ``"module name"`` to the module and attribute of the value."""
 

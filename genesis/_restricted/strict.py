@@ -16,6 +16,7 @@ from typing import Any, Final
 from . import numpy, plain, torch
 from .machine import PLAIN_OPCODES, RefusedError
 from .site import (
+    ARGUMENTS,
     CONSTANTS,
     CONSTRUCTORS,
     FROM_BUFFER,
@@ -33,7 +34,7 @@ MAX_EXPANSION: Final = 100_000_000
 """Values that somebody meets who walks the result and does not notice that parts are shared."""
 
 _LISTS: Final = numpy, plain, torch
-"""These modules fill `CONSTRUCTORS` and `CONSTANTS` when they are imported."""
+"""These modules fill the list when they are imported."""
 
 _MAPPINGS: Final = frozenset((dict, OrderedDict, defaultdict))
 _CONTAINERS: Final = _MAPPINGS | {list, tuple}
@@ -42,7 +43,7 @@ _CONTAINERS: Final = _MAPPINGS | {list, tuple}
 def listed(module: str, name: str) -> bool:
     """Whether a global stands on the list."""
     key = f"{module} {name}"
-    return key in CONSTRUCTORS or key in CONSTANTS or key in plain.FACTORIES
+    return key in CONSTRUCTORS or key in CONSTANTS or key in ARGUMENTS
 
 
 class StrictWorld:

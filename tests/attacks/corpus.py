@@ -322,6 +322,8 @@ def _misused_names() -> Named:
     yield "arguments too many", call(ordered, [("a", 1)])
     yield "arguments in a list", Code(ordered + value([]) + b"R")
     yield "a dtype's class called", call(name("numpy", "record"), 1)
+    yield "a class of NumPy as a value", value([name("numpy", "record")])
+    yield "a class of an extension as a value", value([name("ml_dtypes", "bfloat16")])
     yield "a class in a tuple in a list", value([((ordered,),)])
     yield "a class in an attribute", build(call(ordered), {"_metadata": ordered})
 
