@@ -354,6 +354,7 @@ def test_arrays_of_every_ml_dtype_come_back(keywords: dict[str, Any], path: Path
             loaded = round_trip(each, path, **keywords)
             assert (type(loaded), loaded.dtype, loaded.shape) == (type(each), kind, each.shape)
             assert loaded.tobytes() == each.tobytes()
+            assert genesis.validate_checkpoint(path)[1] == "Missing model_state_dict"
 
 
 # --- The file -------------------------------------------------------------------------------------

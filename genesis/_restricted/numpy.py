@@ -42,14 +42,20 @@ _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
 _RECORD: Final = "numpy record"
-_ML_DTYPES: Final = (
-    "bfloat16 float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz "
-    "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu int1 int2 int4 uint1 "
-    "uint2 uint4"
-)
-_EXTENSIONS: Final = frozenset(f"ml_dtypes {name}" for name in _ML_DTYPES.split())
+EXTENSIONS: Final = {
+    f"ml_dtypes {name}": size
+    for size, names in (
+        (1, "float4_e2m1fn float6_e2m3fn float6_e3m2fn float8_e3m4 float8_e4m3 float8_e4m3b11fnuz"),
+        (1, "float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz float8_e8m0fnu"),
+        (1, "int1 int2 int4 uint1 uint2 uint4"),
+        (2, "bfloat16"),
+        (4, "bcomplex32 complex32"),
+    )
+    for name in names.split()
+}
+"""Bytes an element."""
 
-ARGUMENTS.update(_EXTENSIONS, (_RECORD,))
+ARGUMENTS.update(EXTENSIONS, (_RECORD,))
 
 
 def _np() -> Any:
@@ -152,7 +158,7 @@ def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
     if type(spec) is str:
         item_size(spec)
         return _np().dtype(spec)
-    if type(spec) is not Token or spec.name not in _EXTENSIONS:
+    if type(spec) is not Token or spec.name not in EXTENSIONS:
         raise RefusedError(f"{brief(spec)} as a dtype")
     module, name = spec.name.split()
     return _np().dtype(getattr(framework(module), name))

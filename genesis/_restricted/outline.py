@@ -309,9 +309,7 @@ def _dtype(world: InertWorld, spec: Any, *rest: object) -> object:
     if type(spec) is str and numpy.DTYPE.fullmatch(spec):
         return _Dtype(spec, numpy.item_size(spec))
     name = _expect(Opaque, spec).name
-    if not name.startswith("ml_dtypes."):
-        raise TypeError
-    return _Dtype(name, 2 if name == "ml_dtypes.bfloat16" else 1)
+    return _Dtype(name, numpy.EXTENSIONS[name.replace(".", " ")])
 
 
 def _dtype_of_pair(first: object, second: Any) -> _Dtype:
