@@ -113,8 +113,9 @@ def make_request(
     """
     _check_choice("capture", capture, ("copy", "deferred"))
     _check_choice("on_busy", on_busy, ("wait", "skip", "supersede"))
-    done = _clearing(state) if clear else _nothing
-    return Request(_fs.resolve(file_path), state, metadata, capture, on_busy, done)
+    clearing = _Clearing(state if clear else None)
+    path = _fs.resolve(file_path)
+    return Request(path, state, metadata, capture, on_busy, clearing.clear, clearing.note)
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -122,21 +123,22 @@ def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def _nothing() -> None:
-    """What follows a save with ``clear=False``."""
+class _Clearing:
+    """Empties a mapping of what was saved of it, and of nothing that came later."""
 
+    def __init__(self, state: Any) -> None:
+        self._state: Any = state if isinstance(state, MutableMapping) else {}
+        self._entries: dict[Any, Any] = {}
 
-def _clearing(*states: Any) -> Callable[[], None]:
-    """A call that empties dicts of what they hold now, and of nothing that came later."""
-    captured = [(state, dict(state)) for state in states if isinstance(state, MutableMapping)]
+    def note(self) -> None:
+        """Remember what the mapping holds. Before the capture, not after it: what another thread
+        puts in between would be removed without having been saved."""
+        self._entries = dict(self._state)
 
-    def clear() -> None:
-        for state, entries in captured:
-            for key, value in entries.items():
-                if state.get(key, clear) is value:
-                    del state[key]
-
-    return clear
+    def clear(self) -> None:
+        for key, value in self._entries.items():
+            if self._state.get(key, self) is value:
+                del self._state[key]
 
 
 @overload

@@ -57,6 +57,8 @@ class Request:
     on_busy: OnBusy
     done: Callable[[], None]
     """Called when the file is durable, before the future says so."""
+    begin: Callable[[], None] = lambda: None
+    """Called when the state is about to be captured, which may be long after the call of `save`."""
 
 
 class Task:
@@ -135,6 +137,7 @@ class Writer:
             turn.wait()
             ready = time.perf_counter()
             with turn.held():
+                request.begin()
                 job = _store.plan(request.state, request.metadata)
                 planned = time.perf_counter()
                 written = _store.save(request.path, job)
@@ -187,6 +190,7 @@ class Writer:
         request = task.request
         with task.turn.held():
             ready = time.perf_counter()
+            request.begin()
             task.job = _store.plan(request.state, request.metadata)
             if (freed := self._reserve(task)) is not None:
                 return freed

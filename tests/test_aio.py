@@ -200,6 +200,7 @@ async def test_a_save_that_must_wait_captures_when_it_is_its_turn(path: Path) ->
             state["n"] = 2
             hold.release()
     assert genesis.load(path) == {"n": 2}
+    assert state == {}
 
 
 # --- Cancelling -----------------------------------------------------------------------------------
