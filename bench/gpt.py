@@ -16,6 +16,8 @@ from torch.nn import functional
 LAYERS = 8
 VOCABULARY = 8192
 CONTEXT = 128
+# Few, so that a step of a 1 GB state takes well under a second and a save spans several.
+BATCH = 16
 # Weight, first moment, second moment, in float32; AdamW's step counters are negligible.
 BYTES_PER_PARAMETER = 12
 
@@ -67,7 +69,8 @@ class Trainer:
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4)
+        # The default goes through memory a dozen times a step, and a step would take seconds.
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, fused=True)
         self.steps = 0
 
     def prime(self) -> None:
@@ -87,7 +90,7 @@ class Trainer:
 
     def step(self, guard: AbstractContextManager[Any] | None = None) -> None:
         """Forward, backward, and the update in place, which runs inside `guard`."""
-        tokens = torch.randint(VOCABULARY, (1, CONTEXT))
+        tokens = torch.randint(VOCABULARY, (1, BATCH))
         logits = self.module(tokens)
         functional.cross_entropy(logits.view(-1, VOCABULARY), tokens.view(-1)).backward()
         with guard or nullcontext():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -71,8 +72,8 @@ def _run_in(folder: str, job: Job, place: Place) -> Result:
     with open(log, "wb") as errors, _process(command, errors) as process:
         sampled = _attend(process, place.timeout)
     if not os.path.exists(result):
-        return {"error": f"ended with {process.returncode}: {_last_line(log)}"}
-    return json.loads(Path(result).read_text()) | sampled
+        return _told({"error": f"ended with {process.returncode}: {_last_line(log)}"})
+    return _told(json.loads(Path(result).read_text())) | sampled
 
 
 @contextmanager
@@ -161,7 +162,19 @@ class _Sampler:
 
 def _last_line(log: str) -> str:
     lines = Path(log).read_text(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "no word"
+    return lines[-1] if lines else "no word"
+
+
+def _told(result: Result) -> Result:
+    """What a result says in words, without the paths of this machine and short."""
+    return {
+        key: _told(value)
+        if isinstance(value, dict)
+        else re.sub(r"(: )?'?/[^\s:']*/[^\s:']*'?", "", value)[:300]
+        if isinstance(value, str)
+        else value
+        for key, value in result.items()
+    }
 
 
 # ---------------------------------------------------------------------------------- rounds

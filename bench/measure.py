@@ -193,8 +193,7 @@ def training(bed: Bed) -> Result:
     save goes on until the save is finished, so that whatever it takes from training is inside.
     """
     pairs = bed.options["pairs"]
-    _window(bed, save=False)
-    bare = _window(bed, save=False)
+    bare = _bare_steps(bed)
     bed.peer.set_up(bed.state.fresh(), bed.folder)
     _window(bed, save=True)
     windows = [_window(bed, save=bool(i % 2)) for i in range(2 * pairs + 1)]
@@ -205,9 +204,19 @@ def training(bed: Bed) -> Result:
         "noise": [_lost(plain[i], plain[i], plain[i + 1]) for i in range(pairs)],
         "step": median([step for window in plain for step in window["steps"]]),
         # Before the peer was there: some slow every step down, not only those beside a save.
-        "bare_step": median(bare["steps"]),
+        "bare_step": median(bare),
         "timelines": saving,
     }
+
+
+def _bare_steps(bed: Bed) -> list[float]:
+    """Steps of a loop in which the peer has no part, after as many to warm up."""
+    seconds = []
+    for _ in range(2 * bed.options["steps"]):
+        start = time.perf_counter()
+        bed.state.trainer.step()
+        seconds.append(time.perf_counter() - start)
+    return seconds[bed.options["steps"] :]
 
 
 def _lost(window: Result, before: Result, after: Result) -> float:

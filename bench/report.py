@@ -124,14 +124,22 @@ def saves(results: Results) -> str:
         "processor s",
         "first stall ms",
     ]
-    rows = [_save_row(name, results.where(peer=name)) for name in results.peers()]
-    return f"{_state_line(results)}\n\n{table(header, rows)}"
+    rows = [_save_row(name, results.where(peer=name)) for name in _measured(results)]
+    return f"{_state_line(results)}\n\n{table(header, rows)}{_missing(results)}"
+
+
+def _measured(results: Results) -> list[str]:
+    return [name for name in results.peers() if results.where(peer=name).good()]
+
+
+def _missing(results: Results) -> str:
+    """A list of the peers without a measurement, and why."""
+    reasons = {name: results.where(peer=name).failure() for name in results.peers()}
+    lines = [f"- {name}: {_short(reason)}" for name, reason in reasons.items() if reason]
+    return "\n\n" + "\n".join(["Not measured:", "", *lines]) if lines else ""
 
 
 def _save_row(name: str, mine: Results) -> list[str]:
-    failure = mine.failure()
-    if failure:
-        return [name, _short(failure), *[""] * 8]
     finished = _ms(mine.samples("finished"))
     durable = peer_named(name).durable
     mark = " (files)" if durable == "files" else ""
@@ -152,12 +160,14 @@ def _save_row(name: str, mine: Results) -> list[str]:
 
 def _state_line(results: Results) -> str:
     good = results.good()
-    saved = len(results.where(peer=results.peers()[-1]).samples("stall"))
+    counts = [len(results.where(peer=name).samples("stall")) for name in _measured(results)]
+    fewest = f"{min(counts)} to " if min(counts) < max(counts) else ""
     floors = f"copy floor {_ms(results.samples('floor_copy'))} ms"
     if results.samples("floor_write"):
         floors += f", direct write floor {_ms(results.samples('floor_write'))} ms"
     count = good[0]["state"]["count"]
-    return f"{results.nbytes() / 1e6:,.1f} MB in {count:,} arrays; {floors}; {saved} saves a peer."
+    size = f"{results.nbytes() / 1e6:,.1f} MB in {count:,} arrays"
+    return f"{size}; {floors}; {fewest}{max(counts)} saves a peer."
 
 
 def _ms(samples: list[float]) -> str:
@@ -182,16 +192,12 @@ def loads(results: Results) -> str:
     """Seconds to load, by peer and way; and with a byte of every page read afterwards."""
     header = ["peer", "way", "warm ms", "warm, then read", "cold ms", "cold, then read"]
     rows: list[list[str]] = []
-    for name in results.peers():
+    for name in _measured(results):
         mine = results.where(peer=name)
-        failure = mine.failure()
-        if failure:
-            rows.append([name, _short(failure), "", "", "", ""])
-            continue
         rows += [_load_row(name, mine, how) for how in peer_named(name).hows]
     good = results.good()[0]["state"]
     line = f"{good['nbytes'] / 1e6:,.1f} MB in {good['count']:,} arrays. genesis verifies `whole`."
-    return f"{line}\n\n{table(header, rows)}"
+    return f"{line}\n\n{table(header, rows)}{_missing(results)}"
 
 
 def _load_row(name: str, mine: Results, how: str) -> list[str]:
@@ -220,14 +226,11 @@ def training(results: Results) -> str:
         "x step before set-up",
         "without a save ms",
     ]
-    rows = [_training_row(name, results.where(peer=name)) for name in results.peers()]
-    return table(header, rows)
+    rows = [_training_row(name, results.where(peer=name)) for name in _measured(results)]
+    return table(header, rows) + _missing(results)
 
 
 def _training_row(name: str, mine: Results) -> list[str]:
-    failure = mine.failure()
-    if failure:
-        return [name, _short(failure), *[""] * 5]
     lost, noise = mine.pooled("lost"), mine.pooled("noise")
     step = middle([result["step"] for result in mine.good()]) or 1.0
     slower = middle([result["step"] / result["bare_step"] for result in mine.good()]) or 1.0
