@@ -33,8 +33,8 @@ class Turn:
         self.ready: Future[None] = Future()
         """Resolves when it is this turn's time. Any callback runs on the thread that made way."""
         self.needed: int | None = None
-        """The thread that must be free, or this turn goes no further: it is working on the path, or
-        runs the event loop of a coroutine that waits for it."""
+        """The thread that entered the line, while the turn goes no further without it: it is to do
+        the work, or runs the event loop of the coroutine that is."""
         self._turns = turns
 
     def __enter__(self) -> Turn:
@@ -45,6 +45,7 @@ class Turn:
 
     def enter(self) -> None:
         """Stand at the end of the line; ready at once where nobody is before."""
+        self.needed = threading.get_ident()
         self._turns._enter(self)
 
     def wait(self) -> None:
@@ -60,15 +61,6 @@ class Turn:
                 "genesis.aio.save, save to another path, or set a flag and save later"
             )
         self.ready.result()
-
-    @contextmanager
-    def held(self) -> Iterator[None]:
-        """For the length of a with block this thread does nothing else, unless interrupted."""
-        before, self.needed = self.needed, threading.get_ident()
-        try:
-            yield
-        finally:
-            self.needed = before
 
     def leave(self) -> None:
         """Make way for the next; harmless where it was done, and on any thread."""

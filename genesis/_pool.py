@@ -48,17 +48,15 @@ class Pool(Executor):
         # No daemon: the interpreter must not go down under a thread that is in torch's code, where
         # being stopped aborts the process.
         thread = threading.Thread(target=self._work, name=self._name)
-        with self._lock:
-            # One that an interrupt kept from being started is none.
-            self._running = {one for one in self._running if one.ident is not None}
-            if len(self._running) >= self.threads:
-                return True
-            self._running.add(thread)
-            try:
-                thread.start()
-            except RuntimeError:
-                self._running.discard(thread)
-                return False
+        try:
+            with self._lock:
+                # One that never ran is none: an error or an interrupt kept it from starting.
+                self._running = {one for one in self._running if one.ident is not None}
+                if len(self._running) < self.threads:
+                    self._running.add(thread)
+                    thread.start()
+        except RuntimeError:
+            return False
         return True
 
     def _work(self) -> None:

@@ -136,11 +136,10 @@ class Writer:
             turn.enter()
             turn.wait()
             ready = time.perf_counter()
-            with turn.held():
-                request.begin()
-                job = _store.plan(request.state, request.metadata)
-                planned = time.perf_counter()
-                written = _store.save(request.path, job)
+            request.begin()
+            job = _store.plan(request.state, request.metadata)
+            planned = time.perf_counter()
+            written = _store.save(request.path, job)
         request.done()
         return SaveReport(
             path=request.path,
@@ -188,14 +187,13 @@ class Writer:
     def _capture(self, task: Task) -> Future[None] | None:
         """Capture the state, or return what must resolve before there is memory for it."""
         request = task.request
-        with task.turn.held():
-            ready = time.perf_counter()
-            request.begin()
-            task.job = _store.plan(request.state, request.metadata)
-            if (freed := self._reserve(task)) is not None:
-                return freed
-            task.arena = _store.arenas.take(task.job.size)
-            _store.stage(task.job, task.arena, large=request.capture == "copy")
+        ready = time.perf_counter()
+        request.begin()
+        task.job = _store.plan(request.state, request.metadata)
+        if (freed := self._reserve(task)) is not None:
+            return freed
+        task.arena = _store.arenas.take(task.job.size)
+        _store.stage(task.job, task.arena, large=request.capture == "copy")
         if request.capture == "copy":
             task.future.resolve_captured()
         task.queued = time.perf_counter()
@@ -250,9 +248,9 @@ class Writer:
         with self._lock:
             self._register_exit()
             self._pending[task.future] = task
-        task.turn.needed = None
         self.pool.submit(self._run, task)
         task.started = True
+        task.turn.needed = None
 
     def _run(self, task: Task) -> None:
         if not self._claim(task, self._run):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from contextlib import closing
 from functools import partial
@@ -42,8 +41,6 @@ async def submit(request: Request) -> SaveReport:
     _bridge.prepare()
     task = Task(writer, request)
     future = task.future
-    # Whoever blocks this thread, the loop's, to wait for this save's turn would wait for ever.
-    task.turn.needed = threading.get_ident()
     with closing(writer.submission(task)) as steps:
         for step in steps:
             await _bridge.settled(step, orphaned=steps.close)
