@@ -48,9 +48,10 @@ _DAY = 24 * 60 * 60
 
 
 class Replacement:
-    """One replacement of one file. Write with `write`, then `commit`; `discard` on any error.
+    """One replacement of one file: `begin`, `write`, `sync`, `commit`; `discard` on any error.
 
-    Use as a context manager: leaving without a commit discards. Not thread-safe, except that
+    Use as a context manager: leaving without a commit discards. As with a `Turn`, twice, so that an
+    interrupt of the first discarding leaves nothing behind. Not thread-safe, except that
     writes to different offsets may run on different threads.
 
     Args:
@@ -74,11 +75,6 @@ class Replacement:
         self._backup_is_ours = False
         self._fd = -1
         self._directory = _fs.Directory(parent)
-        try:
-            self._begin()
-        except BaseException:
-            self.discard()
-            raise
 
     def __enter__(self) -> Replacement:
         return self
@@ -89,7 +85,8 @@ class Replacement:
     def _fresh_name(self) -> str:
         return f".{self._short}.genesis-{_fs.host()}{secrets.token_hex(6)}.tmp"
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """Make the temporary file."""
         old = self._directory.status(self._name)
         if old is not None:
             _refuse_special(old, self.path)
@@ -242,8 +239,8 @@ class Replacement:
             with suppress(OSError):
                 self._close_file()
         if self._temporary:
-            name, self._temporary = self._temporary, ""
-            self._forget(name)
+            self._forget(self._temporary)
+            self._temporary = ""
         self._directory.close()
 
 

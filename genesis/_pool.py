@@ -79,7 +79,7 @@ class Pool(Executor):
     def is_running(self) -> bool:
         """Whether a thread is there that takes what is queued."""
         with self._lock:
-            return bool(self._running)
+            return any(one.ident is not None for one in self._running)
 
     def help(self) -> None:
         """Run in this thread what is queued."""

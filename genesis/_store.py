@@ -88,7 +88,9 @@ def save(path: str, job: Job) -> Written:
         DurabilityUnknownError: it was written, and may not outlive a power cut.
     """
     size = min(2 * _WINDOW, _format.align(job.size, _fs.BLOCK))
-    with Replacement(path, is_sound=is_sound) as place, arenas.borrow(size) as arena:
+    place = Replacement(path, is_sound=is_sound)
+    with place, place, arenas.borrow(size) as arena:
+        place.begin()
         return _commit(place, job, _filled_windows(job.plan, arena))
 
 
@@ -134,7 +136,9 @@ def _may_change_and_is_small(piece: Piece) -> bool:
 
 def save_staged(path: str, job: Job, arena: Arena) -> Written:
     """Write a state that stands in an arena, complete but for the skeleton. Raises as `save`."""
-    with Replacement(path, is_sound=is_sound) as place:
+    place = Replacement(path, is_sound=is_sound)
+    with place, place:
+        place.begin()
         job.plan.fill_texts(arena.view[: job.size], 0)
         windows = (
             (start, arena.view[start : min(start + _STAGED_WINDOW, job.size)])

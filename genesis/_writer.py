@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,7 +96,11 @@ class Task:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None or not self.started:
-            self._writer.withdraw(self, "skipped")
+            self.withdraw()
+
+    def withdraw(self) -> None:
+        """End the save if no writer thread has begun it."""
+        self._writer.withdraw(self, "skipped")
 
 
 class Writer:
@@ -155,34 +159,34 @@ class Writer:
         """Capture in the calling thread, write on a thread of the pool."""
         task = Task(self, request)
         future = task.future
-        for step in self.submission(task):
-            if step is task.turn.ready:
-                task.turn.wait()
-            step.result()
+        with task, task:
+            for step in self.submission(task):
+                if step is task.turn.ready:
+                    task.turn.wait()
+                step.result()
         return future
 
-    def submission(self, task: Task) -> Generator[Future[None], None, None]:
+    def submission(self, task: Task) -> Iterator[Future[None]]:
         """The steps of a save up to its capture: yields each future that must resolve before it can
         go on.
 
-        The state is captured in the last step, after all waiting. Closing the generator earlier
-        withdraws the save.
+        The state is captured in the last step, after all waiting. Run the steps in the task's
+        context, or a save that stops earlier keeps its turn.
         """
         request = task.request
-        with task, task:
-            task.turn.enter()
-            if not task.turn.ready.done():
-                if request.on_busy == "skip":
-                    return
-                if request.on_busy == "supersede":
-                    self._supersede(request.path)
-                yield task.turn.ready
-            while (freed := self._capture(task)) is not None:
-                if request.on_busy == "skip":
-                    return
-                # Planned again afterwards: while an event loop waits here, the state may change.
-                yield freed
-            self._start(task)
+        task.turn.enter()
+        if not task.turn.ready.done():
+            if request.on_busy == "skip":
+                return
+            if request.on_busy == "supersede":
+                self._supersede(request.path)
+            yield task.turn.ready
+        while (freed := self._capture(task)) is not None:
+            if request.on_busy == "skip":
+                return
+            # Planned again afterwards: while an event loop waits here, the state may change.
+            yield freed
+        self._start(task)
 
     def _capture(self, task: Task) -> Future[None] | None:
         """Capture the state, or return what must resolve before there is memory for it."""

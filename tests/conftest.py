@@ -46,12 +46,6 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-# Not part of `make test` yet: test_writer.py holds tests of signals at any line of a save, and some
-# fail.
-# GENESIS_ALL_TESTS=1 runs them.
-collect_ignore = [] if os.environ.get("GENESIS_ALL_TESTS") else ["test_writer.py"]
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Long forms of tests run where `-m torture` asks for them, and are not counted elsewhere."""
     if "torture" in str(config.getoption("-m")) or os.environ.get("GENESIS_ALONE"):

@@ -363,9 +363,13 @@ def test_an_interrupt_while_waiting_for_a_result_ends_the_waiting_only(
     with held(tmp_path):
         save = genesis.save({"n": 1}, tmp_path / "f", background=True)
         thread = threading.Thread(target=os.kill, args=(main_thread, signal.SIGINT))
-        thread.start()
-        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+
+        def wait() -> None:
+            thread.start()  # the interrupt may come before this returns
             save.result(DEADLINE)
+
+        with pytest.raises(KeyboardInterrupt, match=r"^$"):
+            wait()
     thread.join(DEADLINE)
     assert save.result(DEADLINE).outcome == "durable"
 

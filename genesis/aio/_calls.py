@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -41,9 +40,9 @@ async def submit(request: Request) -> SaveReport:
     _bridge.prepare()
     task = Task(writer, request)
     future = task.future
-    with closing(writer.submission(task)) as steps:
-        for step in steps:
-            await _bridge.settled(step, orphaned=steps.close)
+    with task, task:
+        for step in writer.submission(task):
+            await _bridge.settled(step, orphaned=task.withdraw)
     return await _bridge.wait(future)
 
 
