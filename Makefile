@@ -21,9 +21,8 @@ bench: .venv/bench
 	$(BIN)/python bench/run.py $(ARGS)
 
 lint: .venv/installed
-	# tests/ and bench/ are not clean yet
-	$(BIN)/ruff check genesis examples
-	$(BIN)/ruff format --check genesis examples
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 format: .venv/installed

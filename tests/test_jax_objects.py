@@ -118,7 +118,7 @@ def test_a_traced_array_is_refused(path: Path) -> None:
         genesis.save({"x": x}, path)
         return x
 
-    with pytest.raises(genesis.UnpicklableStateError, match="[Tt]race"):
+    with pytest.raises(genesis.UnpicklableStateError, match=r"[Tt]race"):
         step(jnp.ones(3))
 
 

@@ -1,4 +1,4 @@
-"""Python objects: everything that dill saves comes back as dill gives it, whichever pickler wrote it.
+"""Python objects: what dill saves comes back as dill gives it, whichever pickler wrote it.
 
 Tensors and arrays of one framework have files of their own.
 """

@@ -260,7 +260,7 @@ def test_any_slices_of_one_storage_share_exactly_what_they_shared(
     views = [base[low : low + size] for low, size in spans]
     loaded = round_trip(views, path)
     assert [view.tolist() for view in loaded] == [view.tolist() for view in views]
-    for number, (low, size) in enumerate(spans):
+    for number in range(len(spans)):
         for view, changed in zip(views, loaded, strict=True):
             view += 1000 * (number + 1) if view is views[number] else 0
             changed += 1000 * (number + 1) if changed is loaded[number] else 0
