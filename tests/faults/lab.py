@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--short-first", action="store_true", help="a short write comes before")
     parser.add_argument("--fresh", action="store_true", help="an interpreter for each run")
     parser.add_argument("--without", action="append", choices=powercut.FLAWS, default=[])
+    parser.add_argument("--each-sync", action="store_true", help="leave out one sync after another")
     parser.add_argument("--thorough", action="store_true", help="more states of each power cut")
     parser.add_argument("-n", type=int, default=0, help="this call only")
     return parser
@@ -56,7 +57,10 @@ def _enumerate(options: argparse.Namespace, scenario: Scenario) -> list[Result]:
         return [real.FAULTS[options.kind](scenario, options.folder)]
     bench = Bench(scenario, options.folder, options.environment)
     if options.kind == "cut":
-        return powercut.cuts(bench, options.without or [""], thorough=options.thorough)
+        flaws = options.without or [""]
+        return powercut.cuts(
+            bench, flaws, each_sync=options.each_sync, thorough=options.thorough
+        )
     return [_ENUMERATIONS[options.kind](bench, options)]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,15 +30,25 @@ _ENOUGH = 20
 """Failures that prove a flaw."""
 
 
-def cuts(bench: Bench, flaws: list[str], *, thorough: bool = False) -> list[Result]:
-    """One result for each flaw, an empty one for the writer as it is."""
+def cuts(
+    bench: Bench, flaws: list[str], *, each_sync: bool = False, thorough: bool = False
+) -> list[Result]:
+    """One result for each flaw, an empty one for the writer as it is.
+
+    Args:
+        each_sync: instead of those, one result for each single sync that is left out.
+        thorough: more states of each cut.
+    """
     place = bench.place(1)
     for entry in os.scandir(place):  # so that a mode which is lost is noticed
         if not entry.is_symlink():
             os.chmod(entry.path, 0o640)
     recording = record(bench, place)
     limits = Limits(1024, 60, 40, 4000) if thorough else Limits()
-    return [cut_everywhere(bench, FLAWS[flaw](recording), flaw, limits) for flaw in flaws]
+    flawed = {flaw: FLAWS[flaw](recording) for flaw in flaws}
+    if each_sync:
+        flawed = dict(_without_each_sync(recording))
+    return [cut_everywhere(bench, other, flaw, limits) for flaw, other in flawed.items()]
 
 
 def record(bench: Bench, place: Path) -> Recording:
@@ -92,6 +102,13 @@ def _without_directory_syncs(recording: Recording) -> Recording:
 
 def _without_syncs(recording: Recording) -> Recording:
     return replace_syncs(recording, [])
+
+
+def _without_each_sync(recording: Recording) -> Iterator[tuple[str, Recording]]:
+    for number, sync in enumerate(recording.syncs):
+        what = "directory" if sync.inode is recording.directory else "file"
+        kept = recording.syncs[:number] + recording.syncs[number + 1 :]
+        yield f"sync {number + 1}, of a {what}", replace_syncs(recording, kept)
 
 
 def _file_syncs_late(recording: Recording) -> Recording:
@@ -257,6 +274,8 @@ def _judge(
         result.failures.append(f"{where}: a reader finds {seen!r}; the backup is {backup}")
     elif not scenario.may_see(alone, done):
         result.failures.append(f"{where}: without the backup a reader finds {alone!r}")
+    if "broken" in backup:
+        result.failures.append(f"{where}: the backup is broken")
     result.failures += [f"{where}: {problem}" for problem in reader.wrong_modes(state)]
 
 

@@ -43,6 +43,26 @@ def test_cuts_find_what_is_left_out_of_a_save(scenario: str, flaw: str, tmp_path
     assert any(FLAWS[flaw] in failure for failure in result["failures"]), result
 
 
+@pytest.mark.parametrize(
+    ("scenario", "environment", "syncs"),
+    [
+        ("fresh", "", ["file", "directory"]),
+        ("overwrite", "", ["file", "directory"]),
+        ("background", "", ["file", "directory"]),
+        ("manager", "", ["file", "directory"]),
+        ("overwrite", "no-hard-links", ["file", "file", "directory"]),  # the backup's, too
+    ],
+)
+def test_no_sync_of_a_save_can_be_left_out(
+    scenario: str, environment: str, syncs: list[str], tmp_path: Path
+) -> None:
+    results = run(tmp_path, "cut", scenario, "--environment", environment, "--each-sync")
+    left_out = [result["kind"].rpartition(" ")[2] for result in results]
+    assert left_out == 2 * syncs  # two saves are recorded
+    for result in results:
+        assert result["failures"], f"nothing goes wrong {result['kind']}"
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("environment", ["", "no-hard-links", "no-locks", "no-direct-writes"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
