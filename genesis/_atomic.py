@@ -92,15 +92,22 @@ class Replacement:
             _refuse_special(old, self.path)
         with between_processes(self._directory, self._short) as whole:
             self._sweep("." if whole else f".{self._short}.genesis-")
-            # Kept before it is made, so that an interrupt in between leaves nothing. Nobody else
-            # may read what only the owner could read before: the old file's mode comes later,
-            # through the descriptor.
-            self._temporary = self._fresh_name()
-            self._fd = self._directory.create(self._temporary, 0o666 if old is None else 0o600)
+            # Nobody else may read what only the owner could read before: the old file's mode
+            # comes later, through the descriptor.
+            self._create(0o666 if old is None else 0o600)
             # Under the lock, so that nobody finds it without its mark: its writer lives.
             _fs.lock_file(self._fd, wait=False)
         if old is not None:
             _fs.copy_ownership(self._fd, old)
+
+    def _create(self, mode: int) -> None:
+        # Known before it is made, so that an interrupt in between leaves nothing.
+        self._temporary = self._fresh_name()
+        try:
+            self._fd = self._directory.create(self._temporary, mode)
+        except FileExistsError:
+            self._temporary = ""  # somebody else's
+            raise
 
     def _sweep(self, prefix: str) -> None:
         """Remove what killed writers left. A courtesy: what cannot be removed is left alone."""

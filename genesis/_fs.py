@@ -8,11 +8,9 @@ choices for macOS and Windows are written from their documentation.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import hashlib
 import os
-import platform
 import stat
 import sys
 import time
@@ -20,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 if sys.platform == "win32":
+    import ctypes
     import msvcrt
 else:
     import fcntl
@@ -78,7 +77,8 @@ def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
 
 def host() -> str:
     """Six hex digits that stand for this machine's name."""
-    return hashlib.sha256(os.fsencode(platform.node())).hexdigest()[:6]
+    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:6]
 
 
 def make_directories(path: str) -> None:

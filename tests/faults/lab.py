@@ -58,9 +58,7 @@ def _enumerate(options: argparse.Namespace, scenario: Scenario) -> list[Result]:
     bench = Bench(scenario, options.folder, options.environment)
     if options.kind == "cut":
         flaws = options.without or [""]
-        return powercut.cuts(
-            bench, flaws, each_sync=options.each_sync, thorough=options.thorough
-        )
+        return powercut.cuts(bench, flaws, each_sync=options.each_sync, thorough=options.thorough)
     return [_ENUMERATIONS[options.kind](bench, options)]
 
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import resource
 import shutil
+import signal
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,28 +22,41 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from .bench import Bench, Result, isolated
+from . import tracer
+from .bench import MOST, SECONDS, Bench, Result, isolated, names
 from .errors import look_around
 from .judge import Report, judge_failure, judge_success
-from .scenarios import Scenario
-from .tracer import Trace
+from .scenarios import Scenario, in_short
+from .tracer import Call, Fault, Trace
 
 _PAGE = 4096
 _NEWNS, _NEWUSER = 0x20000, 0x10000000
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _NOBODY = 65534
+_SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
+"""The ioctl that takes ext4 and XFS down at once, and its flag: not even the journal is written."""
 
 
 class UnavailableError(Exception):
     """This machine does not let us make the fault."""
 
 
-class _Case:
-    """One run: what to do to a place before the save, and what undoes it."""
+def _nothing(place: Path) -> None:
+    pass
 
-    def __init__(self, disturb: Callable[[Path], None], relieve: Callable[[Path], None]) -> None:
+
+class _Case:
+    """One run: what to do to a place before the save, what undoes it, and what follows it all."""
+
+    def __init__(
+        self,
+        disturb: Callable[[Path], None],
+        relieve: Callable[[Path], None] = _nothing,
+        afterwards: Callable[[Path], None] = _nothing,
+    ) -> None:
         self.disturb = disturb
         self.relieve = relieve
+        self.afterwards = afterwards
 
 
 def _go(bench: Bench, result: Result, number: int, case: _Case, *codes: int) -> bool:
@@ -54,13 +70,14 @@ def _go(bench: Bench, result: Result, number: int, case: _Case, *codes: int) -> 
         return asdict(report)
 
     report = Report(**isolated(body))
+    case.afterwards(place)
     nothing = Trace()
     judge = (
         judge_failure(bench, nothing, report, *codes)
         if report.error
         else judge_success(bench, nothing, report)
     )
-    result.points += bool(report.error)
+    result.points += bool(report.error) or case.afterwards is not _nothing
     result.calls[report.kind or "success"] += 1
     result.seen[report.seen] += 1
     result.note(number, report.error or "success", judge)
@@ -152,6 +169,25 @@ def _bind_read_only(place: Path) -> None:
     os.chdir("/")
 
 
+def overlay(scenario: Scenario, folder: Path) -> Result:
+    """The old file lies in the lower layer of an overlay, as in a container's image."""
+    result = Result(scenario.name, "overlay")
+    with _own_mounts():
+        _mount("tmpfs", folder / "layers", "tmpfs", 0, "size=64m")
+        bench = Bench(scenario, folder)
+        case = _Case(partial(_overlay, folder / "layers"), afterwards=_unmount)
+        _go(bench, result, 1, case)
+    return result
+
+
+def _overlay(layers: Path, place: Path) -> None:
+    upper, work = layers / "upper", layers / "work"
+    upper.mkdir()
+    work.mkdir()
+    lower = shutil.copytree(place, layers / "lower", symlinks=True)
+    _mount("overlay", place, "overlay", 0, f"lowerdir={lower},upperdir={upper},workdir={work}")
+
+
 def immutable_directory(scenario: Scenario, folder: Path) -> Result:
     """The directory has the attribute `i`: nothing can be created or renamed in it, by anybody."""
     probe = folder / "probe"
@@ -169,13 +205,7 @@ def immutable_directory(scenario: Scenario, folder: Path) -> Result:
 
 
 def _set_immutable(place: Path, *, on: bool) -> None:
-    program = shutil.which("chattr")
-    if program is None:
-        raise UnavailableError("chattr is not installed")
-    command = [program, "+i" if on else "-i", str(place)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UnavailableError(f"chattr: {done.stderr.strip()}")
+    _run("chattr", "+i" if on else "-i", str(place))
 
 
 def no_permission(scenario: Scenario, folder: Path) -> Result:
@@ -221,6 +251,101 @@ def _become_root_again(place: Path) -> None:
     place.chmod(0o755)
 
 
+# --- power cuts of a real file system ------------------------------------------------------------
+
+
+def ext4_cut(scenario: Scenario, folder: Path) -> Result:
+    """An ext4 that goes down, without writing back anything, before call 1, 2, 3, ... of a save,
+    and after the save has returned. Then it is mounted again.
+
+    Without ext4's own guesses at what a writer forgot to sync.
+    """
+    result = Result(scenario.name, "ext4-cut")
+    bench = Bench(scenario, folder)
+    _make_ext4(folder)
+    with _own_mounts():
+        _mount_ext4(folder)
+        for number in range(1, MOST):
+            place = _fresh_ext4(bench.template, folder / "disk")
+            status = _cut_at(scenario, place, number)
+            _down(place)
+            _remount_ext4(folder)
+            seen = isolated(partial(scenario.see, place))
+            result.points += 1
+            result.seen[in_short(seen)] += 1
+            if not (seen in scenario.allowed if status else scenario.may_see(seen, 1)):
+                result.note(number, "cut", [f"a reader finds {seen!r} among {names(place)}"])
+            if not status:
+                break
+        _unmount(folder / "disk")
+    return result
+
+
+def _cut_at(scenario: Scenario, place: Path, number: int) -> int:
+    """The exit status of a save that is cut and killed before a call; zero where it has fewer."""
+
+    def body() -> None:
+        states = scenario.states(2)
+        tracer.mark(tracer.START)
+        scenario.save(place, states, 2)
+        tracer.mark(tracer.STOP)
+
+    def decide(call: Call) -> Fault | None:
+        if call.number != number:
+            return None
+        return Fault(meanwhile=lambda: (_down(place), os.kill(call.pid, signal.SIGKILL)))
+
+    return tracer.trace(body, str(place), decide, seconds=SECONDS).status
+
+
+def _down(place: Path) -> None:
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
+    finally:
+        os.close(fd)
+
+
+def _make_ext4(folder: Path) -> None:
+    image = folder / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    _run("mkfs.ext4", "-q", "-E", "lazy_itable_init=0", str(image))
+
+
+def _fresh_ext4(template: Path, disk: Path) -> Path:
+    """A folder on the disk with a checkpoint that is durable."""
+    place = disk / "d"
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(template, place, symlinks=True)
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        ctypes.CDLL(None).syncfs(fd)
+    finally:
+        os.close(fd)
+    return place
+
+
+def _remount_ext4(folder: Path) -> None:
+    _unmount(folder / "disk")
+    _mount_ext4(folder)
+
+
+def _mount_ext4(folder: Path) -> None:
+    (folder / "disk").mkdir(exist_ok=True)
+    options = "loop,noauto_da_alloc"
+    _run("mount", "-t", "ext4", "-o", options, str(folder / "image"), str(folder / "disk"))
+
+
+def _run(name: str, *arguments: str) -> None:
+    program = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise UnavailableError(f"{name} is not installed")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UnavailableError(f"{name}: {done.stderr.strip()}")
+
+
 # --- mounts --------------------------------------------------------------------------------------
 
 
@@ -261,6 +386,8 @@ FAULTS: dict[str, Callable[[Scenario, Path], Result]] = {
     "file-size": file_size_limit,
     "descriptors": descriptor_limit,
     "read-only-mount": read_only_mount,
+    "overlay": overlay,
     "immutable": immutable_directory,
+    "ext4-cut": ext4_cut,
     "no-permission": no_permission,
 }

@@ -63,6 +63,26 @@ def test_no_sync_of_a_save_can_be_left_out(
         assert result["failures"], f"nothing goes wrong {result['kind']}"
 
 
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        "overwrite",
+        "background",
+        *(pytest.param(name, marks=pytest.mark.torture) for name in ("large", "manager", "trio")),
+    ],
+)
+def test_power_cut_of_a_real_ext4(scenario: str, tmp_path: Path) -> None:
+    result = survives(tmp_path, "ext4-cut", scenario)
+    assert len(result["seen"]) > 1
+
+
+@pytest.mark.parametrize("flaw", ["no file sync", "no directory sync"])
+def test_a_real_ext4_shows_a_sync_that_is_missing(flaw: str, tmp_path: Path) -> None:
+    """Or the test above would prove nothing."""
+    (result,) = run(tmp_path, "ext4-cut", f"toy:{flaw}")
+    assert result["failures"]
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("environment", ["", "no-hard-links", "no-locks", "no-direct-writes"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
