@@ -203,6 +203,11 @@ class Directory:
         except OSError as exc:
             if exc.errno in _NO_HARD_LINKS:
                 return False
+            if exc.errno == errno.EXDEV:  # within one directory
+                cure = (
+                    "this file is mounted by itself, so it cannot be replaced; mount its directory"
+                )
+                raise _with_cure(exc, self.join(name), cure) from exc
             raise
         return True
 

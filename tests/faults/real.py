@@ -163,6 +163,22 @@ def read_only_mount(scenario: Scenario, folder: Path) -> Result:
     return result
 
 
+def mounted_file(scenario: Scenario, folder: Path) -> Result:
+    """The file itself is a mount point, as containers make it."""
+    result = Result(scenario.name, "mounted-file")
+    with _own_mounts():
+        bench = Bench(scenario, folder)
+
+        def mount(place: Path) -> None:
+            other = shutil.copy(scenario.path(place), folder / "other")
+            _mount(str(other), scenario.path(place), "", _BIND, "")
+
+        case = _Case(mount, lambda place: _unmount(scenario.path(place)))
+        if not _go(bench, result, 1, case, errno.EXDEV, errno.EBUSY):
+            result.note(1, "mounted", ["a save over a mount point reported success"])
+    return result
+
+
 def _bind_read_only(place: Path) -> None:
     _mount(str(place), place, "", _BIND, "")
     _mount(str(place), place, "", _BIND | _REMOUNT | _READ_ONLY, "")
@@ -368,7 +384,8 @@ def _own_mounts() -> Iterator[None]:
 
 def _mount(source: str, target: Path, kind: str, flags: int, options: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    target.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        target.mkdir(parents=True)
     arguments = [os.fsencode(part) if part else None for part in (source, str(target), kind)]
     if libc.mount(*arguments, ctypes.c_ulong(flags), os.fsencode(options) or None) != 0:
         code = ctypes.get_errno()
@@ -386,6 +403,7 @@ FAULTS: dict[str, Callable[[Scenario, Path], Result]] = {
     "file-size": file_size_limit,
     "descriptors": descriptor_limit,
     "read-only-mount": read_only_mount,
+    "mounted-file": mounted_file,
     "overlay": overlay,
     "immutable": immutable_directory,
     "ext4-cut": ext4_cut,

@@ -102,6 +102,11 @@ def test_directory_that_takes_no_files(scenario: str, kind: str, tmp_path: Path)
     survives(tmp_path, kind, scenario)
 
 
+@pytest.mark.parametrize("scenario", ["overwrite", "background"])
+def test_file_that_is_a_mount_point(scenario: str, tmp_path: Path) -> None:
+    survives(tmp_path, "mounted-file", scenario)
+
+
 @pytest.mark.parametrize("scenario", ["overwrite", "background", "manager"])
 def test_an_overlay_with_the_old_file_in_its_lower_layer(scenario: str, tmp_path: Path) -> None:
     survives(tmp_path, "overlay", scenario)
