@@ -31,8 +31,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from . import _fs
@@ -79,8 +79,10 @@ class Replacement:
     def __enter__(self) -> Replacement:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
         self.discard()
+        if isinstance(exc, OSError) and exc.errno is not None and exc.filename is None:
+            exc.filename = self.path  # a call on a descriptor failed, and knew no name
 
     def _fresh_name(self) -> str:
         return f".{self._short}.genesis-{_fs.host()}{secrets.token_hex(6)}.tmp"
@@ -110,10 +112,11 @@ class Replacement:
             raise
 
     def _sweep(self, prefix: str) -> None:
-        """Remove what killed writers left. A courtesy: what cannot be removed is left alone."""
-        for name in self._directory.names(prefix):
-            if (match := _TEMPORARY.fullmatch(name)) and self._is_abandoned(name, match[1]):
-                self._forget(name)
+        """Remove what killed writers left. A courtesy: it never makes a save fail."""
+        with suppress(OSError):
+            for name in self._directory.names(prefix):
+                if (match := _TEMPORARY.fullmatch(name)) and self._is_abandoned(name, match[1]):
+                    self._forget(name)
 
     def _is_abandoned(self, name: str, host: str) -> bool:
         """
@@ -148,8 +151,7 @@ class Replacement:
         _fs.stop_direct(self._fd)
 
     def write(self, data: Any, offset: int) -> None:
-        with self._named():
-            _fs.write(self._fd, data, offset)
+        _fs.write(self._fd, data, offset)
 
     def sync(self, size: int) -> None:
         """Put the file on the medium after making sure that it has `size` bytes."""
@@ -158,17 +160,7 @@ class Replacement:
             raise OSError(
                 errno.EIO, f"{size} bytes were written, the file has {written}", self.path
             )
-        with self._named():
-            _fs.sync_file(self._fd)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors on the descriptor say which file it was for."""
-        try:
-            yield
-        except OSError as exc:
-            exc.filename = exc.filename or self.path
-            raise
+        _fs.sync_file(self._fd)
 
     def commit(self) -> None:
         """Make the new file the target. It must have been synced.
@@ -194,8 +186,7 @@ class Replacement:
         # Under the directory's lock: the file's own lock goes with its descriptor, and a sweeper
         # would take the file for abandoned.
         fd, self._fd = self._fd, -1
-        with self._named():
-            _fs.close(fd)
+        _fs.close(fd)
 
     def _back_up(self) -> None:
         """Give the old file its second name, unless there is none or it has it."""

@@ -99,9 +99,7 @@ class _Failing:
             creates = call.name in OPENS and bool(call.args[2] & os.O_CREAT)
             return creates or call.name in _TAKES_SPACE
         if self._code == errno.EINTR:
-            # `os.listdir`, which opens without waiting, is not made again by Python.
-            listing = call.name in OPENS and bool(call.args[2] & os.O_NONBLOCK)
-            return call.name in _INTERRUPTIBLE and not listing
+            return call.name in _INTERRUPTIBLE
         if self._late:
             # What an opening call made, nobody could close or remove.
             return call.name not in {*_NEVER_FAILS, *OPENS, "fcntl"}
