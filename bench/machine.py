@@ -11,6 +11,8 @@ import importlib
 import importlib.util
 import mmap
 import os
+import pickle
+import pickletools
 import subprocess
 import sys
 import threading
@@ -47,6 +49,7 @@ def rows(nbytes: int, folder: str) -> list[Row]:
         *_locking(folder),
         *_digesting(),
         ("start a thread and wait for its end", _micro(_each(_start_thread, 300))),
+        ("walk over an opcode of a pickle", _micro(_each(_walk, 3) / _OPCODES)),
     ]
 
 
@@ -187,6 +190,15 @@ def _start_thread() -> None:
     thread = threading.Thread(target=int)
     thread.start()
     thread.join()
+
+
+_PICKLE = pickle.dumps([str(number) for number in range(10_000)])
+_OPCODES = sum(1 for _ in pickletools.genops(_PICKLE))
+
+
+def _walk() -> None:
+    for _ in pickletools.genops(_PICKLE):
+        pass
 
 
 if __name__ == "__main__":

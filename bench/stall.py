@@ -70,7 +70,7 @@ def _save_jobs(names: list[str], options: argparse.Namespace) -> list[jobs.Job]:
 
 
 def _training_jobs(names: list[str], options: argparse.Namespace) -> list[jobs.Job]:
-    return [_job("training", name, options) | {"pairs": 2, "steps": 10} for name in names]
+    return [_job("training", name, options) | {"pairs": 1, "steps": 8} for name in names]
 
 
 def _job(mode: str, peer: str, options: argparse.Namespace) -> jobs.Job:
