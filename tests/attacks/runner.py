@@ -56,6 +56,11 @@ def _load_file(skeleton: bytes, path: Path) -> object:
     return genesis.load(path, weights_only=True)
 
 
+def _load_mapped_file(skeleton: bytes, path: Path) -> object:
+    path.write_bytes(genesis_file(skeleton, DATA))
+    return genesis.load(path, weights_only=True, mmap=True)
+
+
 def _load_foreign_file(skeleton: bytes, path: Path) -> object:
     path.write_bytes(skeleton)
     genesis.validate_checkpoint(path)
@@ -66,6 +71,7 @@ READERS: dict[str, Callable[[bytes, Path], object]] = {
     "load": _load,
     "outline": _outline,
     "file": _load_file,
+    "mapped file": _load_mapped_file,
     "foreign file": _load_foreign_file,
     "pickle": lambda skeleton, path: pickle.loads(skeleton),
 }

@@ -25,7 +25,7 @@ from attacks.files import genesis_file
 _HANG = 900
 """Seconds; the corpus takes less than a tenth of it."""
 
-READERS = "load", "outline", "file", "foreign file"
+READERS = "load", "outline", "file", "mapped file", "foreign file"
 
 _LEGITIMATE_ELSEWHERE = {"lies: BINPUT over the data region"}
 """Attacks that need a data region, and are ordinary pickles where there is none."""
@@ -33,7 +33,7 @@ _LEGITIMATE_ELSEWHERE = {"lies: BINPUT over the data region"}
 Outcomes = dict[str, dict[str, Any]]
 
 
-def _run(folder: Path, *readers: str) -> dict[str, Outcomes]:
+def run(folder: Path, *readers: str) -> dict[str, Outcomes]:
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "attacks.runner", str(folder), *readers],
@@ -55,12 +55,12 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Attack]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcomes]:
-    return _run(tmp_path_factory.mktemp("attacks"), *READERS)
+    return run(tmp_path_factory.mktemp("attacks"), *READERS)
 
 
 def test_corpus_is_alive(tmp_path: Path, corpus: list[Attack]) -> None:
     """Each attack that claims to execute something does, when pickle itself reads it."""
-    found = _run(tmp_path, "pickle")["pickle"]
+    found = run(tmp_path, "pickle")["pickle"]
 
     assert len(found) == sum(attack.executes for attack in corpus) > 30
     assert [name for name, outcome in found.items() if not outcome["ran"]] == []
@@ -86,7 +86,7 @@ def test_nothing_is_imported_looked_up_or_compiled(
     assert {name: events for name, events in found.items() if events} == {}
 
 
-@pytest.mark.parametrize("reader", ["load", "file"])
+@pytest.mark.parametrize("reader", ["load", "file", "mapped file"])
 def test_each_attack_is_refused_by_name(
     outcomes: dict[str, Outcomes], corpus: list[Attack], reader: str
 ) -> None:
@@ -95,7 +95,7 @@ def test_each_attack_is_refused_by_name(
     assert [a.name for a in corpus if a.match and not found[a.name].get("named")] == []
 
 
-@pytest.mark.parametrize("reader", ["load", "file"])
+@pytest.mark.parametrize("reader", ["load", "file", "mapped file"])
 def test_what_is_only_odd_gives_a_value(
     outcomes: dict[str, Outcomes], corpus: list[Attack], reader: str
 ) -> None:

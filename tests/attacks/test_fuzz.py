@@ -49,13 +49,37 @@ def check(skeleton: bytes) -> None:
     for data in (bytearray(SIZE), None):
         with suppress(genesis.CorruptCheckpointError):
             result = _restricted.load(skeleton, data=data, path="fuzz")
-            assert not [part for part in parts(result) if not isinstance(part, VALUES)]
+            for part in parts(result):
+                assert isinstance(part, VALUES)
+                check_bounds(part, data or b"\0")
     for size in (SIZE, None):
         with suppress(genesis.CorruptCheckpointError):
             tree = _restricted.outline(skeleton, path="fuzz", data_size=size)
             assert not [part for part in parts(tree) if not isinstance(part, DESCRIPTIONS)]
             room = size or 0
             assert all(info.offset <= room for _, info in _restricted.arrays(tree))
+
+
+def check_bounds(part: Any, region: bytes | bytearray) -> None:
+    """That a tensor or an array reaches no memory but the data region's or its own."""
+    low = np.frombuffer(region, "u1").ctypes.data
+    if isinstance(part, np.ndarray) and part.nbytes and part.base is not None:
+        memory = np.frombuffer(part.base, "u1")
+        begin, (first, end) = memory.ctypes.data, np.lib.array_utils.byte_bounds(part)
+        assert part.base is region or memory.nbytes == part.nbytes
+        assert begin <= first
+        assert end <= begin + memory.nbytes
+    elif isinstance(part, torch.Tensor) and part.layout is torch.strided and not part.is_meta:
+        storage, steps = part.untyped_storage(), zip(part.shape, part.stride(), strict=True)
+        end = part.storage_offset() + 1 + sum((size - 1) * step for size, step in steps)
+        assert not part.numel() or end * part.element_size() <= storage.nbytes()
+        if storage.nbytes() and not part.is_quantized:
+            assert low <= storage.data_ptr()
+            assert storage.data_ptr() + storage.nbytes() <= low + len(region)
+    elif isinstance(part, torch.Tensor) and part.layout is torch.sparse_coo:
+        indices, limits = part._indices(), torch.tensor(part.shape[: part.sparse_dim()])
+        assert not indices.numel() or bool((indices >= 0).all())
+        assert not indices.numel() or bool((indices < limits[:, None]).all())
 
 
 def parts(root: object) -> Iterator[object]:
