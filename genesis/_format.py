@@ -191,7 +191,9 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
     if not (type(index.writer) is type(index.python) is str and type(index.metadata) is dict):
         raise ChecksumError(path, "the index holds values of a wrong type", offset)
     if index.pickler not in ("pickle", "dill"):
-        raise ChecksumError(path, f"the index names no known pickler: {index.pickler!r}", offset)
+        raise ChecksumError(
+            path, f"the index names no known pickler: {index.pickler!r:.40}", offset
+        )
     return index
 
 

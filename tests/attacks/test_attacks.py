@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 import genesis
-from attacks.assembler import call, name, stream
+from attacks.assembler import call, name, stream, value
 from attacks.corpus import Attack, attacks
 from attacks.files import genesis_file
 
@@ -143,6 +143,16 @@ def test_outline_knows_the_bounds_of_arrays(
 
     found = outcomes["outline"]
     assert {found[name].get("error") for name in names} == {"CorruptCheckpointError"}
+
+
+def test_a_long_name_in_the_index_makes_no_long_message(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint"
+    path.write_bytes(genesis_file(stream(value(None)), b"", pickler="x" * 1_000_000))
+
+    with pytest.raises(genesis.ChecksumError, match="names no known pickler: 'xxx") as caught:
+        genesis.load(path, weights_only=True)
+
+    assert len(str(caught.value)) < 1000
 
 
 def _names_in_the_index(skeleton: bytes, data: bytes) -> bytes:
