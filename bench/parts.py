@@ -67,22 +67,22 @@ def parts(*, quick: bool = False) -> list[Part]:
 def _full() -> list[Part]:
     small = {"saves": 8, "seconds": 12}
     return [
-        _part("saves-big", 9, 2, _saves("big", saves=4, seconds=16)),
-        _part("saves-small", 4, 2, _saves("small", **small)),
-        _part("saves-many", 6, 1, _saves("many", saves=4, seconds=20), _few()),
-        _part("training", 10, 1, _training()),
-        _part("loads-big", 4, 2, _loads("big")),
+        _part("saves-big", 7.5, 2, _saves("big", saves=3, seconds=12)),
+        _part("saves-small", 3.5, 2, _saves("small", **small)),
+        _part("saves-many", 5, 1, _saves("many", saves=4, seconds=20), _few()),
+        _part("training", 7, 1, _training()),
+        _part("loads-big", 3, 2, _loads("big")),
         _part("loads-small", 2, 2, _loads("small")),
         _part("memory", 3, 1, _memory()),
         _part("flat", 1, 1, _jobs("flat", "big", OURS, nbytes=40 * MB, saves=200)),
-        _part("growth", 4, 1, _growth()),
+        _part("growth", 3, 1, _growth()),
         _part("saves-numpy", 2, 1, _saves("numpy", saves=4, seconds=8)),
         _part("loads-numpy", 1, 1, _loads("numpy")),
         _part("saves-jax", 2, 1, _saves("jax", saves=4, seconds=8)),
         _part("loads-jax", 1, 1, _loads("jax")),
         _part("saves-objects", 1, 1, _saves("objects", **small), _saves("plain_objects", **small)),
         _part("saves-huge", 4, 1, _jobs("saves", "huge", HUGE, saves=1)),
-        _part("check", 3, 1, _check()),
+        _part("check", 2, 1, _check()),
     ]
 
 
@@ -130,9 +130,9 @@ def _saves(state: str, **options: Any) -> list[Job]:
 
 def _training() -> list[Job]:
     # More windows for those that a goal names.
-    found = _jobs("training", "big", pairs=3, steps=6)
+    found = _jobs("training", "big", pairs=2, steps=6)
     return [
-        job | {"pairs": 6} if job["peer"] in (*OURS, "torch.save + fsync") else job for job in found
+        job | {"pairs": 4} if job["peer"] in (*OURS, "torch.save + fsync") else job for job in found
     ]
 
 
@@ -142,7 +142,7 @@ def _few() -> list[Job]:
 
 def _loads(state: str, names: Iterable[str] = LOADERS, *, quick: bool = False) -> list[Job]:
     chosen = [name for name in names if name in LOADERS]
-    return _jobs("loads", state, chosen, quick=quick, loads=1 if quick else 3)
+    return _jobs("loads", state, chosen, quick=quick, loads=1 if quick else 2)
 
 
 def _memory() -> list[Job]:
@@ -156,7 +156,7 @@ def _memory() -> list[Job]:
 def _growth() -> list[Job]:
     by_bytes = [
         job
-        for nbytes in (30 * MB, 100 * MB, 300 * MB)
+        for nbytes in (30 * MB, 300 * MB)
         for job in _jobs("saves", "gpt", GROWERS, nbytes=nbytes, saves=3, seconds=6)
     ]
     by_count = [
@@ -169,9 +169,7 @@ def _growth() -> list[Job]:
 
 def _check() -> list[Job]:
     return [
-        job
-        for state in ("big", "numpy", "jax", "plain_objects", "objects")
-        for job in _jobs("check", state, nbytes=2 * MB)
+        job for state in ("big", "jax", "objects") for job in _jobs("check", state, nbytes=2 * MB)
     ]
 
 

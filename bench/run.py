@@ -7,6 +7,8 @@ Tables, verdicts and pictures are made from those files and from nothing else (`
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -23,6 +25,8 @@ TRIAL = jobs.HERE / ".work" / "quick"
 
 
 def main() -> None:
+    # So that the process of a job, which is in a group of its own, is ended with this one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = _options()
     folder = options.out or (TRIAL if options.quick else RESULTS)
     if not options.render:
