@@ -71,6 +71,17 @@ def test_attacks_have_names_of_their_own_and_say_what_they_try(corpus: list[Atta
     assert all(attack.tries.endswith(".") for attack in corpus)
 
 
+def test_the_page_on_reliability_states_the_counts(corpus: list[Attack]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
+    groups = {attack.name.partition(":")[0] for attack in corpus}
+    refused = sum(bool(attack.match) for attack in corpus)
+
+    assert f"{len(corpus)} attacks in {len(groups)} groups" in page
+    assert f"{sum(attack.executes for attack in corpus)} of them execute something" in page
+    assert f"{refused} end in a named error" in page
+    assert f"{len(corpus) - refused} are odd and harmless values" in page
+
+
 @pytest.mark.parametrize("reader", READERS)
 def test_nothing_runs(outcomes: dict[str, Outcomes], reader: str) -> None:
     assert [name for name, outcome in outcomes[reader].items() if outcome["ran"]] == []
