@@ -17,14 +17,14 @@ _ZIP = b"PK\x03\x04"
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
 
 
-def load_pickle(path: str, *, weights_only: bool) -> Any:
-    """Unpickle a file, with dill, which reads both kinds.
+def load_pickle(path: str, fd: int, *, weights_only: bool) -> Any:
+    """Unpickle an open file, with dill, which reads both kinds. `path` is for messages.
 
     Raises:
         NotACheckpointError: it is not one whole pickle, or cannot be unpickled.
         UnsafeLoadError: `weights_only` refused something in it.
     """
-    stream = read_pickle(path)
+    stream = read_pickle(path, fd)
     if weights_only:
         from . import _restricted
 
@@ -37,11 +37,10 @@ def load_pickle(path: str, *, weights_only: bool) -> Any:
         ) from exc
 
 
-def read_pickle(path: str) -> bytes:
-    """The bytes of a file that is one whole pickle. Raises as `load_pickle`."""
-    with _fs.reading(path) as fd:
-        _check_start(path, _fs.read(fd, len(_ZIP), 0))
-        stream = _fs.read(fd, _fs.size(fd), 0)
+def read_pickle(path: str, fd: int) -> bytes:
+    """The bytes of an open file that is one whole pickle. Raises as `load_pickle`."""
+    _check_start(path, _fs.read(fd, len(_ZIP), 0))
+    stream = _fs.read(fd, _fs.size(fd), 0)
     _check_form(path, stream)
     return stream
 

@@ -504,6 +504,15 @@ def open_for_reading(path: str) -> int:
     return fd
 
 
+def identity(path: str) -> tuple[int, ...] | None:
+    """What tells the file at a path from one that takes its place; ``None`` where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[int]:
     """A file open for reading for the length of a with block. Raises as `open_for_reading`."""

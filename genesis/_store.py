@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -265,21 +266,28 @@ def load(
     read = partial(
         _load_one, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
     )
-    try:
-        return read(path)
-    except (NewerFormatError, UnsafeLoadError):
-        raise
-    except (FileNotFoundError, CorruptCheckpointError) as exc:
-        backup = path + BACKUP_SUFFIX
-        if not is_sound(backup):
+    backup = path + BACKUP_SUFFIX
+    while True:
+        seen = _fs.identity(path)
+        try:
+            return read(path)
+        except (NewerFormatError, UnsafeLoadError):
             raise
-        state = read(backup)
-        warnings.warn(
-            f"{exc}; its backup {backup} was loaded instead",
-            RecoveredFromBackupWarning,
-            stacklevel=_level_of_caller(),
-        )
-        return state
+        except (FileNotFoundError, CorruptCheckpointError) as exc:
+            with suppress(FileNotFoundError):
+                if is_sound(backup):
+                    return _recovered(read(backup), f"{exc}; its backup {backup}")
+            # Race: 1. we find the file damaged; 2. another process saves, and removes the backup
+            # before we get to it; 3. we find none. But there is a sound file now.
+            if _fs.identity(path) == seen:
+                raise
+
+
+def _recovered(state: Any, what: str) -> Any:
+    warnings.warn(
+        f"{what} was loaded instead", RecoveredFromBackupWarning, stacklevel=_level_of_caller()
+    )
+    return state
 
 
 def _level_of_caller() -> int:
@@ -297,7 +305,7 @@ def _load_one(
         try:
             opened = open_file(path, fd)
         except NotACheckpointError:
-            return load_pickle(path, weights_only=weights_only)
+            return load_pickle(path, fd, weights_only=weights_only)
         if mmap:
             stream = _mapped(opened, verify=bool(verify))
         else:
@@ -374,28 +382,27 @@ def _split(opened: Opened, view: memoryview) -> tuple[memoryview, bytes]:
     return view[_format.HEADER_SIZE : end], bytes(view[opened.footer.skeleton_offset :])
 
 
-def verify(path: str) -> tuple[Opened, bytes]:
-    """Check every byte of a genesis file with little memory; unpickle nothing.
+def verify(path: str, fd: int) -> tuple[Opened, bytes]:
+    """Check every byte of an open genesis file with little memory; unpickle nothing.
 
     Returns:
-        What the trailer says, its descriptor closed, and the skeleton.
+        What the trailer says, and the skeleton.
 
     Raises:
         CorruptCheckpointError: it is damaged.
         NotACheckpointError: it is no genesis file.
     """
-    with _fs.reading(path) as fd:
-        opened = open_file(path, fd)
-        footer = opened.footer
-        buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
-        for number in range(opened.chunks):
-            opened.check(number, opened.read(number, buffer))
-        end = _format.HEADER_SIZE + opened.data_size
-        start = _fs.read(fd, _format.HEADER_SIZE, 0)
-        between = _fs.read(fd, footer.skeleton_offset - end, end)
-        _format.check_header(path, start, between, footer)
-        size = footer.stream_size - footer.skeleton_offset
-        return opened, _fs.read(fd, size, footer.skeleton_offset)
+    opened = open_file(path, fd)
+    footer = opened.footer
+    buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
+    for number in range(opened.chunks):
+        opened.check(number, opened.read(number, buffer))
+    end = _format.HEADER_SIZE + opened.data_size
+    start = _fs.read(fd, _format.HEADER_SIZE, 0)
+    between = _fs.read(fd, footer.skeleton_offset - end, end)
+    _format.check_header(path, start, between, footer)
+    size = footer.stream_size - footer.skeleton_offset
+    return opened, _fs.read(fd, size, footer.skeleton_offset)
 
 
 def outline(path: str) -> Any:
@@ -405,10 +412,11 @@ def outline(path: str) -> Any:
     """
     from . import _restricted
 
-    try:
-        opened, skeleton = verify(path)
-    except NotACheckpointError:
-        return _restricted.outline(read_pickle(path), path=path)
+    with _fs.reading(path) as fd:
+        try:
+            opened, skeleton = verify(path, fd)
+        except NotACheckpointError:
+            return _restricted.outline(read_pickle(path, fd), path=path)
     return _restricted.outline(
         skeleton,
         path=path,
@@ -420,17 +428,15 @@ def outline(path: str) -> Any:
 def is_sound(path: str) -> bool:
     """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
     try:
-        verify(path)
-    except NotACheckpointError:
-        return _is_sound_pickle(path)
+        with _fs.reading(path) as fd:
+            _check_any(path, fd)
     except (OSError, CorruptCheckpointError):
         return False
     return True
 
 
-def _is_sound_pickle(path: str) -> bool:
+def _check_any(path: str, fd: int) -> None:
     try:
-        read_pickle(path)
-    except (OSError, CorruptCheckpointError):
-        return False
-    return True
+        verify(path, fd)
+    except NotACheckpointError:
+        read_pickle(path, fd)

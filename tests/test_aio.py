@@ -12,6 +12,7 @@ import asyncio
 import gc
 import os
 import pickle
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -27,7 +28,7 @@ from same import assert_same
 from second_writer import assemble
 
 import genesis
-from genesis import aio
+from genesis import _bridge, aio
 
 
 @pytest.fixture(autouse=True)
@@ -411,6 +412,31 @@ async def test_load_waits_for_the_save_that_is_under_way(path: Path) -> None:
             group.start_soon(load)
             await turns()
             hold.release()
+
+
+@pytest.mark.anyio
+async def test_a_relative_path_is_of_the_moment_of_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        genesis.save({"of": name}, tmp_path / name / "f")
+    monkeypatch.chdir(tmp_path / "a")
+    threads, release = _bridge.executor.threads, threading.Event()
+    blockers = [_bridge.executor.submit(release.wait, DEADLINE) for _ in range(threads)]
+    async with anyio.create_task_group() as group:
+        began = anyio.Event()
+
+        async def load() -> None:
+            began.set()
+            assert await aio.load("f") == {"of": "a"}
+
+        group.start_soon(load)
+        await began.wait()
+        monkeypatch.chdir(tmp_path / "b")
+        release.set()
+    assert all(blocker.result(DEADLINE) for blocker in blockers)
+    assert await aio.load("f") == {"of": "b"}
 
 
 # --- Streams --------------------------------------------------------------------------------------

@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -95,7 +97,11 @@ def public() -> Iterator[Path]:
 def as_nobody(program: str, *args: object) -> str:
     """Run a program without root's privileges; return what it prints."""
     head = f"""
-        import os, stat, sys, dill, genesis
+        import os, stat, sys, tempfile, genesis
+        with tempfile.NamedTemporaryFile() as warm:  # what is imported later may be out of reach
+            genesis.save({{}}, warm.name)
+            genesis.load(warm.name)
+            genesis.validate_checkpoint(warm.name)
         if os.geteuid() == 0:
             os.setgroups([])
             os.setegid({NOBODY})
@@ -902,3 +908,67 @@ def test_the_manager_leaves_other_files_alone(path: Path) -> None:
 def test_a_manager_that_keeps_nothing_is_refused(path: Path, keep: int) -> None:
     with pytest.raises(ValueError, match=f"max_checkpoints must be at least 1, not {keep}"):
         genesis.CheckpointManager(path, max_checkpoints=keep)
+
+
+# --- Readers beside writers -----------------------------------------------------------------------
+
+
+@contextmanager
+def beside(work: Callable[[], None]) -> Iterator[threading.Event]:
+    """Run calls of `work` on another thread, again and again, until the block has ended."""
+    ended = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            while not ended.is_set():
+                work()
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield ended
+    finally:
+        ended.set()
+        thread.join()
+    assert errors == []
+
+
+def test_a_reader_of_a_damaged_file_beside_the_save_that_replaces_it_finds_a_sound_one(
+    path: Path,
+) -> None:
+    """The backup is large, so that the save often ends, and removes it, while it is looked at."""
+    spare, sound, damaged = (path.with_name(name) for name in ("spare", "sound", "damaged"))
+    genesis.save({"n": 0, "large": np.ones(6 << 20)}, sound)
+    shutil.copy(sound, damaged)
+    os.truncate(damaged, sound.stat().st_size - 1)
+    for _ in range(40):
+        for source, target in ((sound, backup_of(path)), (damaged, path)):
+            os.link(source, spare)
+            spare.rename(target)
+        save = threading.Thread(target=genesis.save, args=({"n": 1}, path))
+        save.start()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", genesis.RecoveredFromBackupWarning)
+            assert genesis.load(path)["n"] in (0, 1)
+        save.join(DEADLINE)
+        assert genesis.load(path) == {"n": 1}
+
+
+def test_a_reader_beside_the_first_save_over_a_plain_pickle_finds_one_or_the_other(
+    path: Path,
+) -> None:
+    spare = path.with_name("spare")
+    path.write_bytes(pickle.dumps({"n": 0}))
+
+    def convert() -> None:
+        spare.write_bytes(pickle.dumps({"n": 0}))
+        spare.rename(path)
+        genesis.save({"n": 1}, path)
+
+    with beside(convert):
+        for _ in range(3000):
+            assert genesis.load(path)["n"] in (0, 1)
+            assert genesis.validate_checkpoint(path) == (False, "Missing model_state_dict")

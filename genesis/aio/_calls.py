@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from .. import _api, _bridge
+from .. import _api, _bridge, _fs
 from .._futures import SaveReport
 from .._writer import Capture, OnBusy, Request, Task, writer
 
@@ -69,10 +69,11 @@ async def load(
     map_location: Any = None,
 ) -> Any:
     """`genesis.load` on a thread. Cancelling returns at once and drops what is loaded."""
+    path = _fs.resolve(file_path)  # now: another task may change the working directory meanwhile
     return await _bridge.call(
         partial(
             _api.load,
-            file_path,
+            path,
             verify=verify,
             mmap=mmap,
             weights_only=weights_only,

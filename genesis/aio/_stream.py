@@ -38,7 +38,8 @@ async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIte
             await _bridge.call(partial(opened.check, number, chunk))
             for piece in _pieces(chunk, chunk_size):
                 yield piece
-        for piece in _pieces(await file.read(), chunk_size):
+        rest = opened.footer.file_size - opened.footer.stream_size
+        for piece in _pieces(await file.read(rest), chunk_size):
             yield piece
 
 
