@@ -302,8 +302,12 @@ class Writer:
         self._release(task)
         with self._lock:
             self._pending.pop(future, None)
+            kept = [one for one in self._unseen if not one.seen]
             if failure is not None:
-                self._unseen = [*self._unseen, failure][-_UNSEEN_KEPT:]
+                kept.append(failure)
+            self._unseen = kept[-_UNSEEN_KEPT:]
+        for one in kept[:-_UNSEEN_KEPT]:
+            one.log()  # too many for `flush` to raise
         task.turn.leave()
         if failure is not None:
             future.fail(failure)

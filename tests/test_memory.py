@@ -1,0 +1,170 @@
+"""How much memory saves and loads take beyond the state itself, and that it does not grow.
+
+Each measurement runs in a process of its own, which says what it found: the highest resident memory
+since a mark, as Linux counts it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from contention import run
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+MB = 1 << 20
+
+TOOLS = """
+import gc, json, os, sys, threading
+import numpy as np
+import genesis
+MB = 1 << 20
+path = sys.argv[1]
+def status(name):
+    for line in open("/proc/self/status"):
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+def mark():
+    "Forget the highest resident memory so far; return the present one."
+    gc.collect()
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    return status("VmRSS")
+def join():
+    for thread in threading.enumerate():
+        if thread.name.startswith("genesis"):
+            thread.join()
+def facts():
+    join()
+    gc.collect()
+    maps = sum(1 for line in open("/proc/self/maps"))
+    return {"memory": status("VmRSS"), "descriptors": len(os.listdir("/proc/self/fd")),
+            "maps": maps, "threads": threading.active_count(), "objects": len(gc.get_objects())}
+def state(size, parts=8):
+    return {f"x{n}": np.full(size // parts, n, np.uint8) for n in range(parts)}
+genesis.save(state(MB), path)
+genesis.load(path)
+"""
+
+
+def measure(source: str, *arguments: object) -> Any:
+    status, output, errors = run(TOOLS + source, *arguments)
+    assert (status, errors) == (0, "")
+    return json.loads(output)
+
+
+PEAK = """
+import torch
+size = int(sys.argv[2])
+made = state(size)
+if sys.argv[3] == "torch":
+    made = {name: torch.from_numpy(array) for name, array in made.items()}
+before = mark()
+{save}
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("kind", ["NumPy", "torch"])
+@pytest.mark.parametrize("size", [200 * MB, 600 * MB])
+def test_a_plain_save_takes_the_same_little_memory_for_any_size(
+    tmp_path: Path, size: int, kind: str
+) -> None:
+    source = PEAK.replace("{save}", "genesis.save(made, path, clear=False)")
+    assert measure(source, tmp_path / "f", size, kind) <= 128 * MB
+
+
+@pytest.mark.parametrize("capture", ["copy", "deferred"])
+def test_a_background_save_takes_one_copy_of_the_state(tmp_path: Path, capture: str) -> None:
+    size = 400 * MB
+    save = f"genesis.save(made, path, background=True, clear=False, capture={capture!r}).result()"
+    source = PEAK.replace("{save}", f"for _ in range(3): {save}")
+    assert measure(source, tmp_path / "f", size, "torch") <= 1.05 * size + 64 * MB
+
+
+def test_a_verified_load_takes_no_more_than_what_it_loads(tmp_path: Path) -> None:
+    size = 400 * MB
+    load = "genesis.save(made, path); made.clear(); before = mark(); found = genesis.load(path)"
+    assert measure(PEAK.replace("{save}", load), tmp_path / "f", size, "torch") <= size + 64 * MB
+
+
+def test_a_mapped_load_reads_nothing_that_is_not_touched(tmp_path: Path) -> None:
+    load = (
+        "genesis.save(made, path); made.clear(); before = mark(); "
+        "found = genesis.load(path, mmap=True)"
+    )
+    source = PEAK.replace("{save}", load)
+    assert measure(source, tmp_path / "f", 400 * MB, "torch") <= 48 * MB
+
+
+FLAT = """
+def once(number):
+    {work}
+for number in range(30):
+    once(number)
+early = facts()
+for number in range(30, 230):
+    once(number)
+late = facts()
+print(json.dumps([early, late]))
+"""
+
+WORK = {
+    "plain saves": "genesis.save(state(3 * MB), path)",
+    "background saves": "genesis.save(state(9 * MB), f'{path}{number % 3}', background=True)",
+    "deferred saves": (
+        "genesis.save(state(3 * MB), path, background=True, capture='deferred').wait_captured()"
+    ),
+    "saves of sizes that change": (
+        "genesis.save(state((1 + number % 5) * MB), path, background=True)"
+    ),
+    "saves that dill does": (
+        "genesis.save({'f': lambda: number, **state(MB)}, path, background=True)"
+    ),
+    "saves that fail": """
+    try:
+        genesis.save({"bad": (n for n in ()), **state(MB)}, path, background=True)
+    except genesis.UnpicklableStateError:
+        pass
+    try:
+        genesis.save(state(MB), "/proc/genesis", background=True).result()
+    except OSError:
+        pass""",
+    "saves that are skipped": """
+    first = genesis.save(state(MB), path, background=True)
+    for _ in range(3):
+        genesis.save(state(MB), path, background=True, on_busy="skip")
+    first.result()""",
+    "loads": "genesis.load(path)",
+    "mapped loads": "genesis.load(path, mmap=True)['x0'].sum()",
+    "loads of weights only": "genesis.load(path, weights_only=True)",
+    "loads that fail": """
+    with open(path + 'bad', 'wb') as file:
+        file.write(open(path, 'rb').read()[:-1])
+    try:
+        genesis.load(path + 'bad')
+    except genesis.CorruptCheckpointError:
+        pass""",
+    "awaited saves and loads": """
+    import asyncio
+    async def main():
+        await asyncio.gather(*(genesis.aio.save(state(MB), path) for _ in range(3)))
+        await genesis.aio.load(path)
+        async for chunk in genesis.aio.stream(path):
+            pass
+    asyncio.run(main())""",
+}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_200_times_and_nothing_grows(tmp_path: Path, work: str) -> None:
+    early, late = measure(FLAT.replace("{work}", WORK[work]), tmp_path / "f")
+    assert late["memory"] - early["memory"] <= 12 * MB
+    assert late["descriptors"] == early["descriptors"]
+    assert late["threads"] == early["threads"] == 1
+    assert late["maps"] - early["maps"] <= 4
+    assert late["objects"] - early["objects"] <= 100
