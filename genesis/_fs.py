@@ -102,6 +102,16 @@ def make_directories(path: str) -> None:
         raise NotADirectoryError(errno.ENOTDIR, "this is no directory; name another one", path)
 
 
+def names(directory: str | int) -> list[str]:
+    """What is in a directory. Unlike its other calls, Python does not make this one again when it
+    was interrupted."""
+    while True:
+        try:
+            return os.listdir(directory)
+        except InterruptedError:
+            continue
+
+
 def _with_cure(exc: OSError, path: str, cure: str) -> OSError:
     return OSError(exc.errno, f"{os.strerror(exc.errno or 0)}: {cure}", path)
 
@@ -162,7 +172,7 @@ class Directory:
     def names(self, prefix: str) -> list[str]:
         """The names that begin with `prefix`."""
         where = self.path if self._fd is None else self._fd
-        return [name for name in os.listdir(where) if name.startswith(prefix)]
+        return [name for name in names(where) if name.startswith(prefix)]
 
     def create(self, name: str, mode: int) -> int:
         """A new file, open for writing; never one that exists, never through a symlink."""

@@ -83,7 +83,7 @@ class CheckpointManager:
     def checkpoints(self) -> dict[int, str]:
         """The path of each epoch's checkpoint, lowest epoch first."""
         try:
-            names = os.listdir(self.checkpoint_dir)
+            names = _fs.names(self.checkpoint_dir)
         except FileNotFoundError:
             return {}
         found = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}

@@ -12,7 +12,12 @@ import pytest
 
 from . import harness
 
-_FOR_READERS = {"cut": "cut (disks)", "ext4-cut": "ext4 cut", "file-size": "file size"}
+_FOR_READERS = {
+    "cut": "cut (disks)",
+    "ext4-cut": "ext4 cut",
+    "file-size": "file size",
+    **dict.fromkeys(("read-only-mount", "immutable", "no-permission", "mounted-file"), "refused"),
+}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

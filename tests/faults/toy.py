@@ -54,7 +54,11 @@ class Toy(Scenario):
         if self._flaw == "in place":
             path.write_bytes(data)
         else:
-            self._replace(path, data)
+            try:
+                self._replace(path, data)
+            except OSError as exc:
+                exc.filename = str(path)
+                raise
         states[0].clear()
 
     def read(self, path: Path) -> State:
