@@ -5,11 +5,13 @@ which each counts what it did, so that a killed one is counted too.
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import struct
 import sys
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -71,9 +73,9 @@ class Counts:
     """Numbers in a file that processes share; each process adds to a slot of its own."""
 
     def __init__(self, path: Path, slot: int | None = None) -> None:
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(max(path.stat().st_size, 1 << 20))
-        self._shared = mmap.mmap(self._file.fileno(), 1 << 20)
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.truncate(1 << 20)
+            self._shared = mmap.mmap(file.fileno(), 1 << 20)
         self._slot = slot
 
     def add(self, what: str) -> None:
@@ -91,7 +93,6 @@ class Counts:
 
     def close(self) -> None:
         self._shared.close()
-        self._file.close()
 
 
 class Saver:
@@ -118,10 +119,13 @@ class Saver:
         self._counts.add("saves")
 
 
-def read(path: str, order: Order, counts: Counts) -> None:
+WAYS: list[dict[str, bool]] = [{}, {"mmap": True, "verify": True}, {"weights_only": True}]
+
+
+def read(path: str, order: Order, counts: Counts, **how: bool) -> None:
     """Load a path and judge what is found; a file that is not there yet is none."""
     try:
-        order.saw(path, genesis.load(path))
+        order.saw(path, genesis.load(path, **how))
     except FileNotFoundError:
         return
     except Exception:
@@ -178,14 +182,14 @@ async def _work_in_tasks(name: str, paths: list[str], counts: Counts, rounds: in
 
 def main() -> None:
     """``crowd.py KIND NAME SLOT COUNTS ROUNDS PATH...``: a process of the crowd."""
+    warnings.simplefilter("error")  # a backup that had to be read would be one
     kind, name, slot, counts, rounds, *paths = sys.argv[1:]
     mine = Counts(Path(counts), int(slot))
     if kind == "reader":
         order = Order()
-        print("reading", flush=True)
         while os.getppid() != 1 and not Path(f"{counts}.end").exists():
-            for path in paths:
-                read(path, order, mine)
+            for path, how in itertools.product(paths, WAYS):
+                read(path, order, mine, **how)
         return
     work(kind, name, paths, mine, int(rounds))
     final = {path: genesis.save(state(f"{name} last", 1), path, background=True) for path in paths}
