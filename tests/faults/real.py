@@ -89,7 +89,7 @@ def full_disk(scenario: Scenario, folder: Path) -> Result:
     """A tmpfs of 8 MB with 0, 1, 2, ... pages left, until the save fits."""
     result = Result(scenario.name, "full")
     with _own_mounts():
-        room = max(8 << 20, 4 * scenario.size)
+        room = max(8 << 20, 10 * scenario.size)
         _mount("tmpfs", folder, "tmpfs", 0, f"size={room}")
         bench = Bench(scenario, folder)
         for pages in _growing(scenario.size // _PAGE):

@@ -138,4 +138,6 @@ def test_every_error_on_a_poor_file_system(environment: str, variant: str, tmp_p
 def test_every_fault_in_every_save(scenario: str, kind: str, tmp_path: Path) -> None:
     if (scenario, kind) == ("asyncio", "descriptors"):
         pytest.skip("asyncio's loop leaks a descriptor if it cannot start")
+    if (scenario, kind) == ("symlink", "removed"):
+        pytest.skip("the symlink is gone with its directory")
     survives(tmp_path, kind, scenario)
