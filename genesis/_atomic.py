@@ -178,8 +178,16 @@ class Replacement:
                 if self._backup_is_ours:
                     self._forget(self._backup)
                 raise
-            self._temporary = ""
-            self._finish()
+            try:
+                self._temporary = ""
+                self._finish()
+            except OSError:
+                raise
+            except BaseException:
+                # Ctrl-C, most likely while the directory was synced: it is committed all the same.
+                self._temporary = ""
+                self._finish()
+                raise
         self._directory.close()
 
     def _close_file(self) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from contention import Hold, Script, held, is_waited_for, litter, run, temporary_files, until
+from contention import Hold, Script, held, is_waited_for, litter, run, until
 
 import genesis
 
@@ -503,8 +503,7 @@ def test_ctrl_c_at_a_random_moment_loses_nothing(program: str, folder: Path) -> 
         assert errors.splitlines()[-1] == "KeyboardInterrupt", errors
         submitted, there = last_submitted(output), found(folder)
         assert all(there[path] >= number for path, number in submitted.items()), seed
-        # Between rename and the removal of the backup, an interrupt of a plain save leaves that.
-        assert temporary_files(folder) == []
+        assert litter(folder) == []
 
 
 @pytest.mark.parametrize("kind", ["SIGTERM", "SIGKILL", "SIGABRT", "SIGHUP"])
