@@ -7,9 +7,12 @@ the loop goes on at once and overwrites all of it in place. Nothing is timed.
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from contention import DEADLINE, held, litter
 from same import assert_same
 
 import genesis
+from genesis._frameworks.torch_ledger import Ledger
 
 SAVES = 200
 CAPTURES = ["copy", "deferred"]
@@ -196,3 +200,29 @@ def test_a_model_and_its_optimizer_are_saved_as_of_one_step(tmp_path: Path, capt
         found = genesis.load_checkpoint(tmp_path / str(step))
         assert_same(dict(model_state), dict(found[0]))
         assert_same(optimizer_state, found[1])
+
+
+def test_states_that_look_the_same_are_not_mixed_up_by_threads(tmp_path: Path) -> None:
+    """
+    Race: 1. a thread finds what an earlier save of such a state left for the next; 2. another one
+    finds it too, and notes in it where its own tensors are; 3. the first reads that.
+    """
+
+    def state(value: float) -> dict[str, torch.Tensor]:
+        return {f"{n}": torch.full((n,), value) for n in range(1, 100)}
+
+    def save_another(frame: FrameType, event: str, _: object) -> None:
+        if frame.f_code is Ledger.open.__code__ and event == "call":
+            sys.settrace(None)
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(genesis.save, others, tmp_path / "g", clear=False).result(DEADLINE)
+
+    mine, others = state(1.0), state(2.0)
+    genesis.save(mine, tmp_path / "f", clear=False)
+    sys.settrace(save_another)
+    try:
+        genesis.save(mine, tmp_path / "f", clear=False)
+    finally:
+        sys.settrace(None)
+    assert_same(genesis.load(tmp_path / "g"), others)
+    assert_same(genesis.load(tmp_path / "f"), mine)

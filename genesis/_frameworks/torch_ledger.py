@@ -66,7 +66,8 @@ class Ledger:
     Attributes:
         looks: of all tensors that were considered.
         members: which of them are in the ledger: those that have a storage to themselves.
-        addresses: where the bytes of all were at the last save.
+        addresses: where the bytes of all were at the last save; only to be compared with, since a
+            save on another thread may have set them.
         fits: off once a tensor from elsewhere turned out to share a member's storage.
         opcodes: of the members.
     """
@@ -89,9 +90,8 @@ class Ledger:
         self._are_small = [size < SMALL for size in sizes]
         self._are_large = [size >= SMALL for size in sizes]
 
-    def open(self, tensors: list[torch.Tensor], region: DataRegion) -> _Memo:
-        """Lay the members out in a fresh region; return the memo to pickle the rest with."""
-        addresses = list(compress(self.addresses, self.members))
+    def open(self, tensors: list[torch.Tensor], addresses: list[int], region: DataRegion) -> _Memo:
+        """Lay members out in a fresh region; return the memo to pickle the rest with."""
         columns = self._offsets, self._sizes, addresses
         offsets, sizes, small = (list(compress(column, self._are_small)) for column in columns)
         region.size = self._size
@@ -118,9 +118,9 @@ class _Claim:
         return storage in self._storages
 
 
-def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor]] | None:
-    """The ledger of the plain tensors of a state, and its members; ``None`` where there are too few
-    to be worth it, or one of them shares a storage with a tensor that is not among them."""
+def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor], list[int]] | None:
+    """The ledger of the plain tensors of a state, its members and their addresses; ``None`` where
+    there are too few to be worth it, or one shares a storage with a tensor that is no member."""
     global _recent
     found = _plain(_tensors_in(state))
     if not _FEWEST <= len(found) <= _MOST:
@@ -135,7 +135,9 @@ def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor]] | None:
             ledger = Ledger(looks, members)
         ledger.addresses = addresses
     _recent = (ledger, *[known for known in _recent if known is not ledger][:1])
-    return (ledger, list(compress(found, ledger.members))) if ledger.fits else None
+    if not ledger.fits:
+        return None
+    return ledger, list(compress(found, ledger.members)), list(compress(addresses, ledger.members))
 
 
 def _tensors_in(state: object) -> list[torch.Tensor]:
