@@ -33,6 +33,7 @@ import secrets
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from . import _fs
@@ -45,6 +46,9 @@ _LONGEST = 255
 _TEMPORARY = re.compile(r"\..+\.genesis-([0-9a-f]{6})[0-9a-f]{12}\.tmp", re.DOTALL)
 """The first digits stand for the machine that the writer ran on."""
 _DAY = 24 * 60 * 60
+_SLOW_TO_FREE = 64 << 20
+"""Bytes from which on removing a file takes as long as some writes: 0.2 s per GB on ext4 that
+discards."""
 
 
 class Replacement:
@@ -74,6 +78,8 @@ class Replacement:
         self._temporary = ""
         self._backup_is_ours = False
         self._fd = -1
+        self._old_size = 0
+        self._old = -1
         self._directory = _fs.Directory(parent)
 
     def __enter__(self) -> Replacement:
@@ -100,6 +106,7 @@ class Replacement:
             # Under the lock, so that nobody finds it without its mark: its writer lives.
             _fs.lock_file(self._fd, wait=False)
         if old is not None:
+            self._old_size = old.st_size
             _fs.copy_ownership(self._fd, old)
 
     def _create(self, mode: int) -> None:
@@ -234,10 +241,22 @@ class Replacement:
             problem = f"its directory could not be synced ({exc}); it may not outlive a power cut"
             raise DurabilityUnknownError(self.path, problem) from exc
         try:
+            self._hold_old()
             self._directory.remove(self._backup)
         except OSError as exc:
             problem = f"its backup could not be removed ({exc})"
             raise DurabilityUnknownError(self.path, problem) from exc
+
+    def _hold_old(self) -> None:
+        """Keep a large old file open, so that removing its last name frees nothing yet."""
+        if self._old_size >= _SLOW_TO_FREE and self._old < 0:
+            with suppress(OSError):
+                self._old = self._directory.open(self._backup)
+
+    def take_old(self) -> Callable[[], None] | None:
+        """After a commit: a call that frees the blocks of a large old file, on any thread."""
+        fd, self._old = self._old, -1
+        return partial(_fs.let_go, fd) if fd >= 0 else None
 
     def discard(self) -> None:
         """Remove what is not committed. Harmless after a commit, and after a discard."""
@@ -247,6 +266,8 @@ class Replacement:
         if self._temporary:
             self._forget(self._temporary)
             self._temporary = ""
+        if free := self.take_old():
+            free()
         self._directory.close()
 
 

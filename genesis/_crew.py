@@ -20,7 +20,7 @@ SIZE = max(1, min(os.cpu_count() or 1, 4))
 class Companion:
     """One call running on a thread of its own, if there can be one.
 
-    `wait` must be called; it raises what the call raised.
+    `wait` must be called, but for a call that cannot fail; it raises what the call raised.
     """
 
     def __init__(self, work: Work) -> None:

@@ -154,6 +154,9 @@ def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryvie
     written = time.perf_counter()
     place.sync(size)
     place.commit()
+    if free := place.take_old():
+        # Nobody waits for it: the save is durable, and who exits waits for every thread.
+        _crew.Companion(free)
     return Written(size, written - began, time.perf_counter() - written)
 
 

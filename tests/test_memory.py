@@ -166,5 +166,6 @@ def test_200_times_and_nothing_grows(tmp_path: Path, work: str) -> None:
     assert late["memory"] - early["memory"] <= 12 * MB
     assert late["descriptors"] == early["descriptors"]
     assert late["threads"] == early["threads"] == 1
-    assert late["maps"] - early["maps"] <= 4
+    # The C library maps memory for as many threads as once ran together; a leak would map 200.
+    assert late["maps"] - early["maps"] <= 16
     assert late["objects"] - early["objects"] <= 100

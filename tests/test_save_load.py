@@ -32,7 +32,15 @@ import dill
 import numpy as np
 import pytest
 import torch
-from contention import DEADLINE, descriptors, held, litter, start_save, temporary_files
+from contention import (
+    DEADLINE,
+    descriptors,
+    held,
+    join_threads,
+    litter,
+    start_save,
+    temporary_files,
+)
 from same import assert_same
 
 import genesis
@@ -260,6 +268,25 @@ def test_a_failed_save_leaves_the_backup_that_a_crash_left(path: Path) -> None:
         genesis.save({"big": np.ones(1 << 20)}, path)
     with pytest.warns(genesis.RecoveredFromBackupWarning, match="was loaded instead"):
         assert genesis.load(path) == {"n": 1}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_large_old_file_is_held_until_a_thread_frees_it_and_no_longer(
+    path: Path, background: bool
+) -> None:
+    """Removing it would keep the save for as long as some writes take."""
+    state = {"x": np.zeros(9 << 20)}
+    genesis.save(state, path, clear=False)
+    before = descriptors()
+    old = os.open(path, os.O_RDONLY)
+    save = genesis.save(state, path, background=background, clear=False)
+    if isinstance(save, genesis.SaveFuture):
+        save.result(DEADLINE)
+    assert os.listdir(path.parent) == [path.name]
+    assert os.fstat(old).st_nlink == 0
+    os.close(old)
+    join_threads()
+    assert descriptors() == before
 
 
 # --- Clearing -------------------------------------------------------------------------------------
