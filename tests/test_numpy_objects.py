@@ -16,6 +16,7 @@ from same import assert_same, assert_same_array
 from second_reader import read, take_apart
 
 import genesis
+from genesis._frameworks.numpy import ScatteredBytes
 
 MODES = [{}, {"mmap": True}, {"weights_only": True}]
 
@@ -386,3 +387,31 @@ def test_what_an_earlier_save_staged_shows_in_no_gap(path: Path) -> None:
     assert set(data[64 + 70_001 :]) <= {0}
     genesis.save({"a": np.full(3, 1, "u1")}, path, background=True).result()
     assert take_apart(path).data[3:] == bytes(61)
+
+
+SCATTERED = {
+    "every second": lambda: np.arange(60_000)[::2],
+    "backwards": lambda: np.arange(30_000, dtype=">i4")[::-1],
+    "columns": lambda: np.arange(90_000, dtype=np.int16).reshape(100, 900)[:, 3:800],
+    "axes exchanged": lambda: np.arange(60_000).reshape(20, 30, 100).transpose(1, 0, 2),
+    "repeated": lambda: np.broadcast_to(np.arange(300), (100, 300)),
+    "one row": lambda: np.arange(200_000).reshape(1, 1, 200_000)[..., ::5],
+    "structures": lambda: np.ones(20_000, [("a", "<i4"), ("b", "S3"), ("c", "<f8")])[::2],
+}
+
+
+@pytest.mark.parametrize("make", SCATTERED.values(), ids=SCATTERED)
+def test_large_arrays_that_are_not_contiguous_are_read_in_parts(
+    make: Callable[[], Any], path: Path
+) -> None:
+    array = make()
+    assert array.nbytes >= 1 << 16
+    assert not array.flags.forc
+    expected = array.tobytes()
+    for start, size in [(0, len(expected)), (1, 7), (65, 30_001), (len(expected) - 9, 9)]:
+        part = bytearray(size)
+        ScatteredBytes(array).read_into(memoryview(part), start)
+        assert part == expected[start : start + size]
+    loaded = round_trip(array, path)
+    assert loaded.flags.c_contiguous
+    assert (loaded.dtype, loaded.shape, loaded.tobytes()) == (array.dtype, array.shape, expected)

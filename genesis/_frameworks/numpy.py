@@ -6,11 +6,13 @@ Both names are the same in NumPy 1 and 2. Arrays of Python objects are left to t
 from __future__ import annotations
 
 from functools import partial
+from itertools import accumulate
+from operator import mul
 from typing import Any
 
 import numpy as np
 
-from .._plan import DATA, DataRegion
+from .._plan import DATA, SMALL, DataRegion
 
 
 def reducer_for(cls: type, region: DataRegion) -> Any:
@@ -26,12 +28,50 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
         return array.__reduce_ex__(5)
     if not array.size or not dtype.itemsize:
         return np.ndarray, (array.shape, dtype)
-    flags = array.flags
-    if not (flags.c_contiguous or flags.f_contiguous):
+    if not array.flags.forc and array.nbytes < SMALL:
         array = np.ascontiguousarray(array)
-    address = array.__array_interface__["data"][0]
-    offset = region.place(array, address, array.nbytes, frozen=frozen or _is_frozen(array))
-    return np.ndarray, (array.shape, dtype, DATA, offset, array.strides)
+    frozen = frozen or _is_frozen(array)
+    owner: Any = array
+    address, strides = array.__array_interface__["data"][0], array.strides
+    if not array.flags.forc:
+        owner, address, strides = ScatteredBytes(array), 0, _strides_in_c_order(array)
+    offset = region.place(owner, address, array.nbytes, frozen=frozen)
+    return np.ndarray, (array.shape, dtype, DATA, offset, strides)
+
+
+class ScatteredBytes:
+    """The elements of an array that is not contiguous, as bytes in C order, read part by part: a
+    copy of the whole would take as much memory again."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        _copy_bytes(self._array, np.frombuffer(target, np.uint8), start)
+
+
+def _copy_bytes(array: np.ndarray[Any, Any], target: np.ndarray[Any, Any], start: int) -> None:
+    """Fill `target` with bytes of an array from `start` on: whole rows at once, the first and the
+    last, which may be parts, by what they are made of."""
+    if not array.ndim:
+        target[:] = np.frombuffer(array.tobytes(), np.uint8)[start : start + len(target)]
+        return
+    row = array.nbytes // len(array)
+    while len(target):
+        number, skipped = divmod(start, row)
+        rows = 0 if skipped else len(target) // row
+        size = rows * row or min(row - skipped, len(target))
+        if rows:
+            some = array[number : number + rows]
+            target[:size].view(array.dtype).reshape(some.shape)[...] = some
+        else:
+            _copy_bytes(array[number, ...], target[:size], skipped)
+        target, start = target[size:], start + size
+
+
+def _strides_in_c_order(array: np.ndarray[Any, Any]) -> tuple[int, ...]:
+    steps = accumulate(reversed(array.shape[1:]), mul, initial=array.dtype.itemsize)
+    return tuple(steps)[::-1]
 
 
 def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
