@@ -36,11 +36,12 @@ class Trainer:
         self.stopped = False
 
     async def train(self) -> None:
+        saving = None
         while self.step < self.steps and not self.stopped:
             await asyncio.to_thread(self.train_one_step)
             if self.step % SAVE_EVERY == 0:
-                await self.save()
-        await self.save()
+                saving = await self.save_after(saving)
+        await (await self.save_after(saving))
 
     def train_one_step(self) -> None:
         batch = torch.randint(len(self.images), (256,))
@@ -50,15 +51,22 @@ class Trainer:
         self.optimizer.step()
         self.step, self.loss = self.step + 1, loss.item()
 
-    async def save(self) -> None:
-        """Durable when this returns; until then the loop runs everything else."""
-        step = self.step
-        await genesis.aio.save_checkpoint(
+    async def save_after(self, earlier: asyncio.Task[None] | None) -> asyncio.Task[None]:
+        """Capture the state now; training goes on while a thread writes it. The save before it is
+        waited for: a path takes one at a time."""
+        if earlier is not None:
+            await earlier
+        future = genesis.save_checkpoint(
             self.model.state_dict(),
             self.optimizer.state_dict(),
             self.path,
-            metadata={"step": step},
+            background=True,
+            metadata={"step": self.step},
         )
+        return asyncio.create_task(self.finish(future, self.step))
+
+    async def finish(self, future: genesis.SaveFuture, step: int) -> None:
+        await future
         self.saved_step = step
 
     def status(self) -> bytes:
@@ -66,7 +74,7 @@ class Trainer:
         return json.dumps(facts).encode() + b"\n"
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        target = (await reader.readline()).split()[1]
+        target = (await reader.readline() or b"GET /").split()[1]
         while (await reader.readline()).strip():
             pass  # the headers
         if target == b"/checkpoint" and self.saved_step is not None:

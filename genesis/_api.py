@@ -85,8 +85,13 @@ def save(
 
     Raises:
         UnpicklableStateError: something in the state cannot be saved; the message names its place.
+        TypeError, ValueError: an argument is wrong.
+        RuntimeError: the call would wait for a save of this path that cannot go on before it
+            returns: made in a signal handler that interrupted one, or on an event loop with one
+            that waits.
         OSError: it could not be written. `file_path` holds the old file, the dict is untouched.
         DurabilityUnknownError: it was written, but may not outlive a power cut.
+        In the background the last two are raised by the future's `result`, the others at once.
 
     Thread-safe. Saves of one path become durable in the order of the calls, also among threads;
     among processes the last to finish wins.
@@ -227,7 +232,7 @@ def load(
             which never changes the file.
         weights_only: build only tensors, arrays and plain containers; run nothing from the file.
             For files from people you do not know.
-        map_location: where tensors go, as for `torch.load`.
+        map_location: where tensors go, as for `torch.load`; in files that genesis wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -279,12 +284,26 @@ def parts_of(state: Any, file_path: Path) -> tuple[Any, Any]:
         ) from exc
 
 
+def load_metadata(file_path: Path) -> dict[str, Any]:
+    """What `save` was given as ``metadata``, ``{}`` if nothing.
+
+    Only the ends of the file are read and verified, so it takes as long for any size, and nothing
+    of the state is built or run. Waits for a background save of the path, as `load` does; looks at
+    no backup.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptCheckpointError: its ends are damaged, or genesis did not write it.
+    """
+    return _store.metadata(_settled(file_path))
+
+
 def flush(timeout: float | None = None) -> None:
     """Wait until every background save submitted so far is durable.
 
     Raises:
         TimeoutError: some are not after `timeout` seconds.
-        Exception: the first failure that nobody asked its future for; others are logged.
+        Exception: the first failure that nobody asked its future for; it and others are logged.
     """
     writer.flush(timeout)
 

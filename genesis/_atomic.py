@@ -249,7 +249,7 @@ class Replacement:
 
     def _hold_old(self) -> None:
         """Keep a large old file open, so that removing its last name frees nothing yet."""
-        if self._old_size >= _SLOW_TO_FREE and self._old < 0:
+        if self._old_size >= _SLOW_TO_FREE and self._old < 0 and _fs.REMOVES_OPEN_FILES:
             with suppress(OSError):
                 self._old = self._directory.open(self._backup)
 

@@ -27,7 +27,8 @@ class GenesisError(Exception):
 
 
 class CorruptCheckpointError(GenesisError, pickle.UnpicklingError):
-    """A file is not what its writer wrote. No object of it was built.
+    """A file cannot be loaded: it is damaged, foreign, of a later version or refused, as the subclass
+    says. No object of a genesis file was built.
 
     Attributes:
         path: the file.
@@ -63,7 +64,7 @@ class ChecksumError(CorruptCheckpointError):
 class NewerFormatError(CorruptCheckpointError):
     """The file was written by a later version of genesis than this one."""
 
-    default_hint = "upgrade genesis: pip install --upgrade genesis-checkpoint"
+    default_hint = "upgrade genesis"
 
 
 class NotACheckpointError(CorruptCheckpointError):

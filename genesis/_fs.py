@@ -13,6 +13,7 @@ import hashlib
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -27,7 +28,12 @@ from ._errors import NotACheckpointError
 
 T = TypeVar("T")
 
+_position = threading.Lock()
+"""Held between seeking and reading where a system has no call for both: several threads read one
+file."""
+
 _WINDOWS = sys.platform == "win32"
+REMOVES_OPEN_FILES = not _WINDOWS
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _O_BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _SEPARATORS = (os.sep, os.altsep or os.sep)
@@ -310,7 +316,7 @@ def _move_windows(name: str, new_name: str) -> None:
 
 def _copy_bytes(source: int, target: int) -> None:
     offset = 0
-    while data := os.pread(source, 8 << 20, offset):
+    while data := read(source, 8 << 20, offset):
         write(target, data, offset)
         offset += len(data)
 
@@ -410,8 +416,9 @@ def write(fd: int, data: Any, offset: int) -> None:
 def _write_at(fd: int, data: memoryview, offset: int) -> int:
     if hasattr(os, "pwrite"):
         return os.pwrite(fd, data, offset)
-    os.lseek(fd, offset, os.SEEK_SET)
-    return os.write(fd, data)
+    with _position:
+        os.lseek(fd, offset, os.SEEK_SET)
+        return os.write(fd, data)
 
 
 def _is_direct(fd: int) -> bool:
@@ -548,8 +555,9 @@ def read_into(fd: int, target: memoryview, offset: int) -> int:
 def _read_at(fd: int, target: memoryview, offset: int) -> int:
     if hasattr(os, "preadv"):
         return os.preadv(fd, [target], offset)
-    os.lseek(fd, offset, os.SEEK_SET)
-    data = os.read(fd, len(target))
+    with _position:
+        os.lseek(fd, offset, os.SEEK_SET)
+        data = os.read(fd, len(target))
     target[: len(data)] = data
     return len(data)
 

@@ -100,9 +100,10 @@ class SaveFuture(Future[SaveReport]):
             TimeoutError: it is not captured yet.
             Exception: the save failed before its state was captured.
         """
-        if self._capture.done() and self._capture.exception() is not None:
+        error = self._capture.exception(timeout)
+        if error is not None:
             self._mark_seen()
-        self._capture.result(timeout)
+            raise error
 
     def result(self, timeout: float | None = None) -> SaveReport:
         """Wait, at most `timeout` seconds, until the file is durable.

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 from . import _api, _fs
 from ._atomic import BACKUP_SUFFIX
@@ -40,6 +40,18 @@ class CheckpointManager:
         self.checkpoint_dir = os.fsdecode(checkpoint_dir)
         self.max_checkpoints = max_checkpoints
 
+    @overload
+    def save_checkpoint(
+        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: Literal[False] = ...
+    ) -> SaveReport: ...
+    @overload
+    def save_checkpoint(
+        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: Literal[True]
+    ) -> SaveFuture: ...
+    @overload
+    def save_checkpoint(
+        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: bool
+    ) -> SaveReport | SaveFuture: ...
     def save_checkpoint(
         self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: bool = False
     ) -> SaveReport | SaveFuture:

@@ -428,6 +428,13 @@ def outline(path: str) -> Any:
     )
 
 
+def metadata(path: str) -> dict[str, Any]:
+    """What a save was given as metadata; of the file only header, footer and index are read. Raises
+    as `verify`."""
+    with _fs.reading(path) as fd:
+        return open_file(path, fd).index.metadata
+
+
 def is_sound(path: str) -> bool:
     """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
     try:

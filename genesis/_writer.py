@@ -326,7 +326,7 @@ class Writer:
 
         Raises:
             TimeoutError: some had not ended after `timeout` seconds.
-            Exception: the first failure that nobody asked its future for; others are logged.
+            Exception: the first failure that nobody asked its future for; it and others are logged.
         """
         pending = self.pending()
         if concurrent.futures.wait(pending, timeout).not_done:
@@ -335,9 +335,9 @@ class Writer:
         self.raise_unseen()
 
     def raise_unseen(self) -> None:
-        """Raise the first failure that nobody has seen, log the others."""
+        """Log the failures that nobody has seen; raise the first."""
         unseen = self._take_unseen()
-        for failure in unseen[1:]:
+        for failure in unseen:
             failure.log()
         if unseen:
             raise unseen[0].error

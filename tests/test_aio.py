@@ -53,6 +53,7 @@ async def turns(count: int = 20) -> None:
 async def test_save_and_load(path: Path, save: Any, load: Any) -> None:
     state = {"weight": torch.ones(2, 3), "array": np.arange(5), "rule": lambda x: x + 1}
     report = await save(state, path, metadata={"step": 3})
+    assert await aio.load_metadata(path) == {"step": 3}
     assert isinstance(report, genesis.SaveReport)
     assert (report.path, report.bytes) == (os.path.realpath(path), path.stat().st_size)
     assert state == {}

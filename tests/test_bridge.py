@@ -127,7 +127,7 @@ def test_a_closed_loop_leaves_no_turn_behind(tmp_path: Path) -> None:
 import asyncio, faulthandler, gc, sys, genesis
 from contention import held, start_save
 from pathlib import Path
-faulthandler.dump_traceback_later(10, exit=True)
+faulthandler.dump_traceback_later(60, exit=True)
 folder = Path(sys.argv[1])
 with held(folder):
     start_save({"n": 1}, folder / "f")
@@ -195,7 +195,7 @@ def test_a_plain_save_beside_a_waiting_coroutine_of_its_own_loop_does_not_hang(
 import asyncio, faulthandler, sys, genesis
 from contention import held, start_save
 from pathlib import Path
-faulthandler.dump_traceback_later(10, exit=True)
+faulthandler.dump_traceback_later(60, exit=True)
 folder = Path(sys.argv[1])
 class Releasing:
     def __fspath__(self):

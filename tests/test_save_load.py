@@ -375,6 +375,37 @@ def test_metadata_that_is_no_json_is_refused(path: Path, metadata: Any, error: t
     assert os.listdir(path.parent) == []
 
 
+# --- Metadata -------------------------------------------------------------------------------------
+
+
+def test_metadata_is_read_without_the_state(path: Path) -> None:
+    """The state's bytes may even be damaged: they are not looked at."""
+    genesis.save({"x": np.ones(100_000)}, path, metadata={"step": 3, "of": [1, None]})
+    with path.open("r+b") as file:
+        file.seek(1000)
+        file.write(b"damaged")
+    assert genesis.load_metadata(path) == {"step": 3, "of": [1, None]}
+
+
+def test_metadata_of_a_background_save_is_waited_for(path: Path) -> None:
+    with held(path.parent) as hold:
+        save = genesis.save({"x": 1}, path, background=True, metadata={"step": 4})
+        threading.Thread(target=hold.release).start()
+        assert genesis.load_metadata(path) == {"step": 4}
+    assert save.done()
+
+
+def test_without_metadata_there_is_none(path: Path) -> None:
+    genesis.save({"x": 1}, path)
+    assert genesis.load_metadata(path) == {}
+    path.write_bytes(pickle.dumps({"x": 1}))
+    with pytest.raises(genesis.NotACheckpointError, match="not a genesis file"):
+        genesis.load_metadata(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        genesis.load_metadata(path)
+
+
 # --- Paths ----------------------------------------------------------------------------------------
 
 
@@ -602,7 +633,7 @@ def test_a_private_file_is_private_while_it_is_written(path: Path) -> None:
         for name in temporary_files(path.parent):
             with suppress(FileNotFoundError):
                 modes.add(stat.S_IMODE((path.parent / name).stat().st_mode))
-    assert modes <= {0o600}
+    assert modes == {0o600}
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 

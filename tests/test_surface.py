@@ -27,6 +27,7 @@ CALLS = {
     "load_checkpoint": (
         "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)"
     ),
+    "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
     "safe_globals": "(objects)",
     "safe_load_checkpoint": "(file_path, model, optimizer=None, *, weights_only=False)",
@@ -44,6 +45,7 @@ AIO_CALLS = {
     "load": CALLS["load"],
     "load_async": CALLS["load"],
     "load_checkpoint": CALLS["load_checkpoint"],
+    "load_metadata": CALLS["load_metadata"],
     "safe_load_checkpoint": CALLS["safe_load_checkpoint"],
     "save": CALLS["save"].replace("background=False, ", ""),
     "save_async": CALLS["save"].replace("background=False, ", ""),

@@ -42,7 +42,7 @@ import genesis
 MOST_TROUBLE = 400
 """Lines to report; each costs seconds."""
 
-WATCHDOG = "import faulthandler; faulthandler.dump_traceback_later(10, exit=True)\n"
+WATCHDOG = "import faulthandler; faulthandler.dump_traceback_later(60, exit=True)\n"
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +68,7 @@ def is_idle(path: Path) -> bool:
     return save.result(DEADLINE).outcome == "durable"
 
 
-def in_child(check: Callable[[], bool], seconds: int = 20) -> int:
+def in_child(check: Callable[[], bool], seconds: int = 60) -> int:
     """Fork; the child's exit status is 0 where `check` holds there, 1 where it does not, negative
     where it does not end."""
     child = fork()
@@ -210,7 +210,7 @@ def save_at_line(folder: Path, number: int, act: Callable[[], object], backgroun
 
 def check_writer(folder: Path) -> None:
     """Raise unless everything has ended, every path is free, and so is all memory."""
-    genesis.flush(3)
+    genesis.flush(20)
     assert genesis.load(folder / "f")["n"] in ("old", "new")
     genesis.configure(max_pending_bytes=1)
     for name in ("f", "handler"):
@@ -231,7 +231,7 @@ def trouble(folder: Path, act: Callable[[], object], background: bool) -> Iterat
                 check_writer(folder)
                 return True
 
-            status = in_child(check, seconds=5)
+            status = in_child(check, seconds=30)
             said.seek(0)
             where = said.read()
         if status:

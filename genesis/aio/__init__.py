@@ -1,13 +1,14 @@
 """genesis for coroutines, on asyncio and trio: the plain calls, awaited.
 
-The event loop is held for the capture of a state and for nothing else: waiting, writing and loading
-happen on threads. Cancelling a call never cuts a write that has begun; see `genesis._bridge`.
+The event loop is held for the capture of a state, and for a look at its path: waiting, writing and
+loading happen on threads. Cancelling a call never cuts a write that has begun; see `genesis._bridge`.
 """
 
 from ._calls import (
     load,
     load_async,
     load_checkpoint,
+    load_metadata,
     safe_load_checkpoint,
     save,
     save_async,
@@ -22,6 +23,7 @@ __all__ = [
     "load",
     "load_async",
     "load_checkpoint",
+    "load_metadata",
     "safe_load_checkpoint",
     "save",
     "save_async",

@@ -23,7 +23,9 @@ async def save(
     """Save a state; return when it is durable. Arguments and errors are those of `genesis.save`.
 
     The state is captured when the coroutine first runs, before it first suspends, unless it has to
-    wait for an earlier save of the path or for memory. With ``capture="deferred"`` it must not be
+    wait for an earlier save of the path or for memory. Started as a task, it first runs when the
+    loop comes to it, not when the task is made: to capture now and go on, call `genesis.save` with
+    ``background=True`` and await its future. With ``capture="deferred"`` it must not be
     changed before this returns.
 
     Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
@@ -95,6 +97,11 @@ async def load_checkpoint(
         file_path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
     )
     return _api.parts_of(state, file_path)
+
+
+async def load_metadata(file_path: _api.Path) -> dict[str, Any]:
+    """`genesis.load_metadata` on a thread."""
+    return await _bridge.call(partial(_api.load_metadata, _fs.resolve(file_path)))
 
 
 async def safe_load_checkpoint(
