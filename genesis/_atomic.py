@@ -150,6 +150,10 @@ class Replacement:
         with suppress(OSError):
             self._directory.remove(name)
 
+    def room(self) -> int:
+        """Free bytes of the file system."""
+        return _fs.room(self._fd)
+
     def start_direct(self) -> bool:
         """Bypass the page cache from here on, if the file system can; see `_fs.write`."""
         return _fs.start_direct(self._fd)

@@ -1,6 +1,6 @@
-"""Threads for the length of one call: parts of one piece of work, run side by side.
+"""Threads for one call each: parts of one piece of work, run side by side.
 
-A thread is started for each call and ends with it: it costs less than 0.1 ms, and no idle thread is
+A thread is started for a call and ends with it: it costs less than 0.1 ms, and no idle thread is
 left for a fork to trip over. Where none can be started (the interpreter is shutting down), the
 caller does the work alone.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 
 Work = Callable[[], object]
 
@@ -18,36 +19,70 @@ SIZE = max(1, min(os.cpu_count() or 1, 4))
 
 
 class Companion:
-    """One call running on a thread of its own, if there can be one.
+    """One call on a thread of its own, if there can be one.
 
-    `wait` must be called, but for a call that cannot fail; it raises what the call raised.
+    Use it as a context manager around `start`: the block ends when the call has ended, whatever
+    interrupts the waiting, for what the call works with is then used for something else. Started
+    without a block, the call goes on by itself.
     """
 
     def __init__(self, work: Work) -> None:
         self._work = work
         self._error: BaseException | None = None
+        self._claim = threading.Lock()
+        """Taken by whoever decides whether the call is made: its thread, or one that gave up."""
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="genesis-companion")
+        self._started = False
+
+    def __enter__(self) -> Companion:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.wait()
+        except BaseException:
+            if kind is None:
+                raise
+
+    def start(self) -> None:
         try:
             self._thread.start()
         except RuntimeError:
             self._run()
+        else:
+            self._started = True
 
     def _run(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
         try:
             self._work()
         except BaseException as exc:  # handed to the waiting thread
             self._error = exc
+        finally:
+            self._ended.set()
 
     def wait(self) -> None:
-        if self._thread.ident is not None:
+        """Wait until the call has ended; raise what it raised, or what interrupted the waiting. One
+        whose start was cut short, and that has not begun, is not made any more."""
+        if not self._started and self._claim.acquire(blocking=False):
+            self._ended.set()
+        interrupt: BaseException | None = None
+        while not self._ended.is_set():
+            try:
+                self._ended.wait()
+            except BaseException as exc:
+                interrupt = exc
+        if self._started:
             self._thread.join()
-        if self._error is not None:
-            error, self._error = self._error, None
+        error, self._error = self._error or interrupt, None
+        if error is not None:
             raise error
 
 
 def run_all(work: Iterable[Work], *, size: int, threads: int | None = None) -> None:
-    """Run calls in any order on this thread and helpers; raise the first error of any.
+    """Run calls in any order on this thread and helpers; raise an error of any.
 
     Args:
         size: bytes that all of it moves; little work is done on this thread alone.
@@ -55,19 +90,15 @@ def run_all(work: Iterable[Work], *, size: int, threads: int | None = None) -> N
     """
     shared = _Shared(iter(work))
     helpers = (threads or SIZE) - 1 if size >= 4 << 20 else 0
-    companions = [Companion(shared.consume) for _ in range(helpers)]
-    error: BaseException | None = None
-    try:
-        shared.consume()
-    except BaseException as exc:
-        error = exc
-    for companion in companions:
+    with ExitStack() as stack:
+        companions = [stack.enter_context(Companion(shared.consume)) for _ in range(helpers)]
         try:
-            companion.wait()
-        except BaseException as exc:
-            error = error or exc
-    if error is not None:
-        raise error
+            for companion in companions:
+                companion.start()
+            shared.consume()
+        except BaseException:
+            shared.stop()  # before they are waited for
+            raise
 
 
 class _Shared:
@@ -82,8 +113,12 @@ class _Shared:
             while (work := self._next()) is not None:
                 work()
         except BaseException:
-            self._work = iter(())  # the others stop as well
+            self.stop()
             raise
+
+    def stop(self) -> None:
+        """Nobody takes any more."""
+        self._work = iter(())
 
     def _next(self) -> Work | None:
         with self._lock:

@@ -27,8 +27,8 @@ class GenesisError(Exception):
 
 
 class CorruptCheckpointError(GenesisError, pickle.UnpicklingError):
-    """A file cannot be loaded: it is damaged, foreign, of a later version or refused, as the subclass
-    says. No object of a genesis file was built.
+    """A file cannot be loaded: it is damaged, foreign, of a later version or refused, as the
+    subclass says. No object of a genesis file was built.
 
     Attributes:
         path: the file.

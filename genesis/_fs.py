@@ -450,6 +450,14 @@ def size(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
+def room(fd: int) -> int:
+    """Bytes that the file system of an open file has left for this user."""
+    if not hasattr(os, "fstatvfs"):
+        return sys.maxsize
+    status = os.fstatvfs(fd)
+    return status.f_bavail * status.f_frsize
+
+
 def same_file(one: os.stat_result, other: os.stat_result) -> bool:
     return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
 

@@ -135,7 +135,7 @@ class SaveFuture(Future[SaveReport]):
 
     def resolve_captured(self, error: BaseException | None = None) -> None:
         """For the writer."""
-        if not self._capture.done():
+        with suppress(InvalidStateError):
             self._capture.set_exception(error) if error else self._capture.set_result(None)
 
     def succeed(self, report: SaveReport) -> None:

@@ -62,6 +62,10 @@ class Turn:
             )
         self.ready.result()
 
+    def is_needed_here(self) -> bool:
+        """Whether this turn goes no further before the calling thread does."""
+        return self.needed == threading.get_ident()
+
     def leave(self) -> None:
         """Make way for the next; harmless where it was done, and on any thread."""
         self._turns._leave(self)
@@ -89,7 +93,7 @@ class Turns:
         with self._lock:
             line = tuple(self._lines.get(turn.path, ()))
         before = line[: line.index(turn)] if turn in line else ()
-        return any(other.needed == threading.get_ident() for other in before)
+        return any(other.is_needed_here() for other in before)
 
     def _leave(self, turn: Turn) -> None:
         with self._lock:

@@ -93,9 +93,11 @@ class SmallPieces:
         """
         first = max(bisect_right(self.offsets, start) - 1, 0)
         last = bisect_left(self.offsets, stop)
+        if first >= last:
+            return  # the window ends before the first of them
         # Only the first and the last can reach beyond the window.
         self._copy_inner(address - start, slice(first + 1, last - 1))
-        for number in {first, last - 1} if first < last else ():
+        for number in {first, last - 1}:
             self._copy_edge(number, address, start, stop)
 
     def _copy_inner(self, shift: int, inner: slice) -> None:

@@ -37,6 +37,9 @@ _STAGED_WINDOW = 8 * _format.CHUNK_SIZE
 """The same for a staged save, which has nothing to copy: each window costs a few takings of the
 GIL, so there are few."""
 
+_SPARE = 64 << 20
+"""Bytes of a file system beside the file, for all else that goes on there."""
+
 _DIRECT_FROM = 4 << 20
 """Streams from this size on bypass the page cache."""
 
@@ -92,6 +95,7 @@ def save(path: str, job: Job) -> Written:
     place = Replacement(path, is_sound=is_sound)
     with place, place, arenas.borrow(size) as arena:
         place.begin()
+        _wait_for_room(place, job)
         return _commit(place, job, _filled_windows(job.plan, arena))
 
 
@@ -140,6 +144,7 @@ def save_staged(path: str, job: Job, arena: Arena) -> Written:
     place = Replacement(path, is_sound=is_sound)
     with place, place:
         place.begin()
+        _wait_for_room(place, job)
         job.plan.fill_texts(arena.view[: job.size], 0)
         windows = (
             (start, arena.view[start : min(start + _STAGED_WINDOW, job.size)])
@@ -155,9 +160,25 @@ def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryvie
     place.sync(size)
     place.commit()
     if free := place.take_old():
-        # Nobody waits for it: the save is durable, and who exits waits for every thread.
-        _crew.Companion(free)
+        _free_behind(free)
     return Written(size, written - began, time.perf_counter() - written)
+
+
+_freeing: _crew.Companion | None = None
+"""The last thread that frees an old file."""
+
+
+def _free_behind(free: Callable[[], None]) -> None:
+    """Free an old file's blocks with nobody waiting: the save is durable. Who exits waits for every
+    thread, and a save that needs the room for this one."""
+    global _freeing
+    _freeing = _crew.Companion(free)
+    _freeing.start()
+
+
+def _wait_for_room(place: Replacement, job: Job) -> None:
+    if _freeing is not None and place.room() < job.size + _SPARE:
+        _freeing.wait()
 
 
 def _write(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> int:
@@ -171,7 +192,8 @@ def _write(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview
         place.start_direct()
     digests: list[int] = []
     tail = b""
-    with _Behind() as behind:
+    behind = _Behind()
+    with behind, behind:
         for start, view in windows:
             digests += map(_format.digest, _chunks(view))
             whole = view[: max(body - start, 0)]
@@ -203,11 +225,8 @@ class _Behind:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # The memory it writes from is the caller's again when this returns, so it is waited for
         # on an error too, and its own error then yields to the first.
-        try:
-            self._wait()
-        except BaseException:
-            if kind is None:
-                raise
+        if self._companion is not None:
+            self._companion.__exit__(kind)
 
     def run(self, work: Callable[[], object], *, last: bool) -> None:
         self._wait()
@@ -215,11 +234,12 @@ class _Behind:
             work()
         else:
             self._companion = _crew.Companion(work)
+            self._companion.start()
 
     def _wait(self) -> None:
-        companion, self._companion = self._companion, None
-        if companion is not None:
-            companion.wait()
+        if self._companion is not None:
+            self._companion.wait()
+            self._companion = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class Writer:
             job = _store.plan(request.state, request.metadata)
             planned = time.perf_counter()
             written = _store.save(request.path, job)
-        request.done()
+            request.done()
         return SaveReport(
             path=request.path,
             bytes=written.bytes,
@@ -207,7 +207,7 @@ class Writer:
 
     def withdraw(self, task: Task, outcome: Outcome) -> None:
         """End a save that no writer thread has begun; harmless where one has."""
-        if self._claim(task, self.withdraw):
+        if self._claim(task, (self.withdraw, threading.get_ident())):
             self._finish(task, SaveReport(task.request.path, outcome=outcome, stall=task.stall))
 
     def _supersede(self, path: str) -> None:
@@ -232,7 +232,10 @@ class Writer:
         are free again."""
         size = task.job.size if task.job else 0
         with self._lock:
-            if self._reserved and sum(self._reserved.values()) + size > self.max_pending_bytes:
+            fits = sum(self._reserved.values()) + size <= self.max_pending_bytes
+            # What a signal handler interrupted on this thread frees nothing before it returns.
+            beneath = any(other.turn.is_needed_here() for other in tuple(self._reserved))
+            if self._reserved and not fits and not beneath:
                 if self._freed.done():
                     self._freed = Future()
                 return self._freed
@@ -294,9 +297,9 @@ class Writer:
 
     def _finish(self, task: Task, outcome: SaveReport | BaseException) -> None:
         """Give back what a task holds, then resolve its future. Each step may be repeated."""
-        future, arena = task.future, task.arena
+        future = task.future
         failure = Failure(future.path, outcome) if isinstance(outcome, BaseException) else None
-        task.arena = None
+        arena, task.arena = task.arena, None
         if arena is not None:
             _store.arenas.give_back(arena)
         self._release(task)

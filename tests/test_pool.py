@@ -6,6 +6,7 @@ Threads are held by events; nothing is timed.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, wait
@@ -203,9 +204,43 @@ def test_a_companion_hands_its_error_to_whoever_waits() -> None:
         raise KeyError("of the companion")
 
     companion = Companion(fail)
+    companion.start()
     with pytest.raises(KeyError, match="of the companion"):
         companion.wait()
     companion.wait()
+
+
+def test_an_interrupt_does_not_end_the_wait_for_a_companion() -> None:
+    """What it works with, memory and a file, is used for something else afterwards."""
+    assert threading.current_thread() is threading.main_thread()
+    go = threading.Event()
+    ended: list[bool] = []
+
+    def interrupt() -> None:
+        for _ in range(5):
+            os.kill(os.getpid(), signal.SIGINT)
+        go.set()
+
+    def wait() -> None:
+        with companion:
+            companion.start()
+            thread.start()
+
+    companion = Companion(lambda: ended.append(go.wait(DEADLINE)))
+    thread = threading.Thread(target=interrupt)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        wait()
+    assert ended == [True]
+    thread.join(DEADLINE)
+
+
+def test_a_companion_that_was_given_up_before_it_began_does_nothing() -> None:
+    done: list[int] = []
+    companion = Companion(lambda: done.append(1))
+    companion.wait()
+    companion.start()
+    companion.wait()
+    assert done == []
 
 
 def test_run_all_runs_everything_once_on_several_threads() -> None:

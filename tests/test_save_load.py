@@ -270,6 +270,31 @@ def test_a_failed_save_leaves_the_backup_that_a_crash_left(path: Path) -> None:
         assert genesis.load(path) == {"n": 1}
 
 
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        pytest.param([100 * MIB, 4, 4, 4, 4], id="small after several windows"),
+        pytest.param([4, 100 * MIB, 4, 4], id="small on both sides"),
+        pytest.param([32 * MIB - 64 - 100, 300, 300, 33 * MIB, 70], id="small across an edge"),
+        pytest.param([32 * MIB - 64, 5, 5, 32 * MIB - 128, 5, 5], id="small right behind edges"),
+        pytest.param([60_000] * 1500, id="nothing but small"),
+        pytest.param([70_000, 60_000, 3] * 600, id="mixed"),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["NumPy", "torch"])
+def test_small_and_large_arrays_in_any_window(
+    path: Path, sizes: list[int], kind: Callable[[Any], Any]
+) -> None:
+    """A plain save fills windows of 32 MiB one after the other; arrays begin and end anywhere."""
+    arrays = [np.full(size, n % 251 + 1, np.uint8) for n, size in enumerate(sizes)]
+    genesis.save({"x": [kind(array) for array in arrays]}, path)
+    for array, loaded in zip(arrays, genesis.load(path)["x"], strict=True):
+        assert np.array_equal(array, np.asarray(loaded))
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_a_large_old_file_is_held_until_a_thread_frees_it_and_no_longer(
     path: Path, background: bool

@@ -647,3 +647,41 @@ def test_many_small_tensors_do_not_cost_much_space(path: Path) -> None:
     genesis.save({str(n): torch.full((2,), float(n)) for n in range(500)}, path)
     assert path.stat().st_size < 500 * 256
     assert [int(t[0]) for t in genesis.load(path).values()] == list(range(500))
+
+
+# What the ledger of plain tensors must notice
+
+
+def many(**others: Any) -> dict[str, Any]:
+    """Enough plain tensors for a ledger, beside others."""
+    return {**others, "plain": {f"{n}": torch.full((n,), float(n)) for n in range(1, 100)}}
+
+
+def test_a_view_before_the_tensor_it_is_of_stays_tied_on_every_save(tmp_path: Path) -> None:
+    base = torch.zeros(1000)
+    state = many(view=torch.nn.Parameter(base[:4], requires_grad=False), base=base)
+    for _ in range(3):
+        loaded = round_trip(state, tmp_path / "f")
+        loaded["base"].fill_(7)
+        assert loaded["view"].tolist() == [7] * 4
+
+
+def test_a_repeated_last_element_is_read_within_its_storage(tmp_path: Path) -> None:
+    state = many(x=torch.arange(64.0)[-1:].expand(64), y=torch.arange(9.0).expand(3, 9)[:, 8:])
+    for _ in range(2):
+        loaded = round_trip(state, tmp_path / "f")
+        assert loaded["x"].tolist() == [63.0] * 64
+        assert loaded["y"].tolist() == [[8.0]] * 3
+
+
+def test_an_empty_view_beyond_its_storage_takes_nothing(tmp_path: Path) -> None:
+    empty = torch.zeros(25).as_strided((0,), (1,), 1000)
+    loaded = round_trip(many(empty=empty), tmp_path / "f")["empty"]
+    assert loaded.shape == (0,)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_saved(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    loaded = round_trip(many(nested=nested), tmp_path / "f")["nested"]
+    assert [part.tolist() for part in loaded.unbind()] == [[1.0] * 2, [1.0] * 3]

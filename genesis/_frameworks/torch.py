@@ -67,10 +67,14 @@ class DeviceBytes:
     def __init__(self, storage: UntypedStorage, low: int, high: int) -> None:
         whole = torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
         self._bytes = whole[low:high]
+        # The copy runs on another thread, whose current stream is another one.
+        on_cuda = storage.device.type == "cuda"
+        self._stream = torch.cuda.current_stream(storage.device) if on_cuda else None
 
     def read_into(self, target: memoryview, start: int) -> None:
         there = self._bytes[start : start + len(target)]
-        torch.frombuffer(target, dtype=torch.uint8).copy_(there)
+        with torch.cuda.stream(self._stream):
+            torch.frombuffer(target, dtype=torch.uint8).copy_(there)
 
 
 class Storages:
@@ -94,6 +98,7 @@ class Storages:
             tensor.layout is not _STRIDED
             or not (tensor.is_cpu or tensor.is_cuda)
             or tensor.is_quantized
+            or tensor.is_nested
             or tensor.is_conj()
             or tensor.is_neg()
             or tensor.__dict__
@@ -160,7 +165,8 @@ class Storages:
 
     def _meet(self, storage: UntypedStorage) -> None:
         if storage._cdata in self._taken:
-            self._lessons()
+            # Members of a ledger cover their storage, so a view that comes first must know it.
+            self._lessons()[storage._cdata] = [(0, storage.nbytes())]
 
     def _range_of_all(self, storage: UntypedStorage) -> Range:
         key = storage._cdata
@@ -215,7 +221,7 @@ class Storages:
         )
         offset = self._region.place(owner, address, size)
         made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
-        if not on_host:
+        if storage.device.type == "cuda":  # of other devices come back on the host
             made = Call((_StorageBase.cuda, (made, storage.device.index)))
         return Range(low, high, made)
 
@@ -248,7 +254,7 @@ def _span(tensor: torch.Tensor) -> Span:
     item = tensor.element_size()
     low = int(tensor.storage_offset()) * item
     if not tensor.numel():
-        return low - low % 64, low
+        return 0, 0
     steps = zip(tensor.shape, tensor.stride(), strict=True)
     last = sum((size - 1) * step for size, step in steps)
     return low - low % 64, low + (last + 1) * item
@@ -309,7 +315,8 @@ def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
             f"the checkpoint holds tensors of cuda:{index} and there is no CUDA device here; "
             "load it with map_location='cpu'"
         )
-    return storage.cuda(index)
+    # Not storage.cuda(index), for which 0 is the current device.
+    return storage.to(device=torch.device("cuda", index))
 
 
 def _relocate(storage: Any, location: str, map_location: Any) -> Any:

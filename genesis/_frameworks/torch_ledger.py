@@ -97,7 +97,11 @@ class Ledger:
         region.size = self._size
         region.small = SmallPieces(offsets, sizes, small, [tensors])
         places = compress(zip(*columns, tensors, strict=True), self._are_large)
-        region.pieces = [(*place, False) for place in places]
+        # The storage, not the tensor: `tensor.data` may be set to another one before the copy.
+        region.pieces = [
+            (offset, size, address, tensor.untyped_storage(), False)
+            for offset, size, address, tensor in places
+        ]
         region.shared = Storages(region, _Claim(self, tensors))
         numbered = zip(count(len(self._globals)), tensors, strict=False)
         return self._globals | dict(zip(map(id, tensors), numbered, strict=True))
@@ -180,16 +184,25 @@ def _looks(tensors: list[torch.Tensor]) -> _Looks:
 
 
 def _members(tensors: list[torch.Tensor], looks: _Looks) -> list[bool]:
-    """Which tensors cover a storage that none of the others stands on."""
+    """Which tensors cover a storage that none of the others stands on, without gap or overlap."""
     storages = list(map(_TENSOR.untyped_storage, tensors))
     keys = list(map(attrgetter("_cdata"), storages))
     shared = {key for key, uses in Counter(keys).items() if uses > 1}
+    extents = map(_extent, looks.dtypes, looks.shapes, looks.strides)
     sizes = map(attrgetter("nbytes"), tensors)
     whole = map(torch.UntypedStorage.nbytes, storages)
     return [
-        0 < size == of and key not in shared and dtype in _DTYPES
-        for size, of, key, dtype in zip(sizes, whole, keys, looks.dtypes, strict=True)
+        0 < size == of == extent and key not in shared and dtype in _DTYPES
+        for size, of, extent, key, dtype in zip(
+            sizes, whole, extents, keys, looks.dtypes, strict=True
+        )
     ]
+
+
+def _extent(dtype: torch.dtype, shape: torch.Size, stride: tuple[int, ...]) -> int:
+    """Bytes from a tensor's first element to the end of its last."""
+    last = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return (last + 1) * dtype.itemsize
 
 
 # ------------------------------------------------------------------------------- opcodes

@@ -1,7 +1,7 @@
 """genesis for coroutines, on asyncio and trio: the plain calls, awaited.
 
 The event loop is held for the capture of a state, and for a look at its path: waiting, writing and
-loading happen on threads. Cancelling a call never cuts a write that has begun; see `genesis._bridge`.
+loading happen on threads. Cancelling a call never cuts a write that has begun (`genesis._bridge`).
 """
 
 from ._calls import (
