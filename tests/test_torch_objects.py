@@ -680,6 +680,25 @@ def test_an_empty_view_beyond_its_storage_takes_nothing(tmp_path: Path) -> None:
     assert loaded.shape == (0,)
 
 
+def dense(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_tensors_without_a_memory_of_their_own_are_no_members(tmp_path: Path) -> None:
+    others = {
+        "sparse": torch.eye(3).to_sparse(),
+        "compressed": torch.eye(3).to_sparse_csr(),
+        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.quint8),
+        "negative": torch.ones(3, dtype=torch.complex64).conj().imag,
+    }
+    for _ in range(2):
+        loaded = round_trip(many(**others), tmp_path / "f")
+        for name, tensor in others.items():
+            assert (loaded[name].layout, loaded[name].dtype) == (tensor.layout, tensor.dtype)
+            assert torch.equal(dense(loaded[name]), dense(tensor))
+
+
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_saved(tmp_path: Path) -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])

@@ -28,13 +28,12 @@ _MOST = 500_000
 
 _CONTAINERS = {dict, OrderedDict, list, tuple}
 _TENSOR = torch.Tensor
-_PLAIN: tuple[tuple[Callable[[Any], object], object], ...] = (
-    (attrgetter("layout"), torch.strided),
-    (attrgetter("is_cpu"), True),
-    (attrgetter("is_nested"), False),
-    (attrgetter("__dict__"), {}),
-    (_TENSOR.is_neg, False),
+_NOTHING_ELSE = {torch.Tensor}
+_STRANGE: tuple[tuple[Callable[[Any], object], object], ...] = (
+    (attrgetter("is_cpu"), False),
+    (_TENSOR.is_neg, True),
 )
+_attributes: Callable[[Any], dict[str, Any]] = attrgetter("__dict__")
 _DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
 """Complex tensors are left out for their conjugated views."""
 
@@ -85,22 +84,26 @@ class Ledger:
         starts = [0, *accumulate(map(align, sizes))]
         self._size = starts.pop()
         self._globals, self.opcodes = _write(mine, sizes, starts)
-        self._offsets = [HEADER_SIZE + start for start in starts]
-        self._sizes = sizes
+        offsets = [HEADER_SIZE + start for start in starts]
         self._are_small = [size < SMALL for size in sizes]
-        self._are_large = [size >= SMALL for size in sizes]
+        self._small_offsets = list(compress(offsets, self._are_small))
+        self._small_sizes = list(compress(sizes, self._are_small))
+        places = enumerate(zip(offsets, sizes, strict=True))
+        self._large = [(*place, number) for number, place in places if place[1] >= SMALL]
 
     def open(self, tensors: list[torch.Tensor], addresses: list[int], region: DataRegion) -> _Memo:
         """Lay members out in a fresh region; return the memo to pickle the rest with."""
-        columns = self._offsets, self._sizes, addresses
-        offsets, sizes, small = (list(compress(column, self._are_small)) for column in columns)
         region.size = self._size
-        region.small = SmallPieces(offsets, sizes, small, [tensors])
-        places = compress(zip(*columns, tensors, strict=True), self._are_large)
+        region.small = SmallPieces(
+            self._small_offsets.copy(),
+            self._small_sizes.copy(),
+            list(compress(addresses, self._are_small)),
+            [tensors],
+        )
         # The storage, not the tensor: `tensor.data` may be set to another one before the copy.
         region.pieces = [
-            (offset, size, address, tensor.untyped_storage(), False)
-            for offset, size, address, tensor in places
+            (offset, size, addresses[number], tensors[number].untyped_storage(), False)
+            for offset, size, number in self._large
         ]
         region.shared = Storages(region, _Claim(self, tensors))
         numbered = zip(count(len(self._globals)), tensors, strict=False)
@@ -129,12 +132,15 @@ def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor], list[int]] | 
     found = _plain(_tensors_in(state))
     if not _FEWEST <= len(found) <= _MOST:
         return None
-    looks = _looks(found)
-    addresses = list(map(_TENSOR.data_ptr, found))
+    try:
+        looks, addresses = _looks(found), list(map(_TENSOR.data_ptr, found))
+    except RuntimeError:  # what is sparse, nested or opaque has no strides, or no address
+        found = [tensor for tensor in found if _is_strided(tensor)]
+        looks, addresses = _looks(found), list(map(_TENSOR.data_ptr, found))
     ledger = next((known for known in _recent if known.looks == looks), None)
     if ledger is None or ledger.addresses != addresses:
         # Where all are at their old addresses, each member still has its bytes to itself.
-        members = _members(found, looks)
+        members = _members(found, looks, addresses)
         if ledger is None or ledger.members != members:
             ledger = Ledger(looks, members)
         ledger.addresses = addresses
@@ -151,15 +157,13 @@ def _tensors_in(state: object) -> list[torch.Tensor]:
     waiting: list[Any] = [state] if type(state) in _CONTAINERS else []
     while waiting:
         container = waiting.pop()
-        if id(container) in seen:
-            continue
-        seen.add(id(container))
         values = container.values() if isinstance(container, dict) else container
         types = set(map(type, values))
-        if _TENSOR in types:
-            only = len(types) == 1
-            found += values if only else [value for value in values if type(value) is _TENSOR]
-        if not types.isdisjoint(_CONTAINERS):
+        if types == _NOTHING_ELSE:
+            found += values
+        elif id(container) not in seen:
+            seen.add(id(container))
+            found += [value for value in values if type(value) is _TENSOR]
             waiting += [value for value in values if type(value) in _CONTAINERS]
     return list(dict(zip(map(id, found), found, strict=True)).values())
 
@@ -167,11 +171,16 @@ def _tensors_in(state: object) -> list[torch.Tensor]:
 def _plain(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
     """Those that are nothing but bytes in the memory of this machine. Each property is looked at by
     a loop in C, and most often all are plain."""
-    for look, plain in _PLAIN:
-        seen = list(map(look, tensors))
-        if seen.count(plain) < len(tensors):
-            tensors = [tensor for tensor, is_ in zip(tensors, seen, strict=True) if is_ == plain]
+    for look, strange in _STRANGE:
+        if strange in map(look, tensors):
+            tensors = [tensor for tensor in tensors if look(tensor) != strange]
+    if any(map(_attributes, tensors)):
+        tensors = [tensor for tensor in tensors if not _attributes(tensor)]
     return tensors
+
+
+def _is_strided(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _looks(tensors: list[torch.Tensor]) -> _Looks:
@@ -183,7 +192,7 @@ def _looks(tensors: list[torch.Tensor]) -> _Looks:
     )
 
 
-def _members(tensors: list[torch.Tensor], looks: _Looks) -> list[bool]:
+def _members(tensors: list[torch.Tensor], looks: _Looks, addresses: list[int]) -> list[bool]:
     """Which tensors cover a storage that none of the others stands on, without gap or overlap."""
     storages = list(map(_TENSOR.untyped_storage, tensors))
     keys = list(map(attrgetter("_cdata"), storages))
@@ -192,9 +201,9 @@ def _members(tensors: list[torch.Tensor], looks: _Looks) -> list[bool]:
     sizes = map(attrgetter("nbytes"), tensors)
     whole = map(torch.UntypedStorage.nbytes, storages)
     return [
-        0 < size == of == extent and key not in shared and dtype in _DTYPES
-        for size, of, extent, key, dtype in zip(
-            sizes, whole, extents, keys, looks.dtypes, strict=True
+        0 < size == of == extent and address != 0 and key not in shared and dtype in _DTYPES
+        for size, of, extent, address, key, dtype in zip(
+            sizes, whole, extents, addresses, keys, looks.dtypes, strict=True
         )
     ]
 
