@@ -83,7 +83,6 @@ class ArenaPool:
         Where one is at rest but too small, it is let go first, so that growth never holds both.
         """
         with self._lock:
-            self._resting.sort(key=lambda arena: arena.capacity)
             for number, arena in enumerate(self._resting):
                 if arena.capacity >= size:
                     return self._resting.pop(number)

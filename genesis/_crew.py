@@ -15,7 +15,7 @@ from contextlib import ExitStack
 Work = Callable[[], object]
 
 SIZE = max(1, min(os.cpu_count() or 1, 4))
-"""Threads that one call may keep busy. Two saturate the memory of a small machine."""
+"""Threads that one call may keep busy: more than a few only share the memory's bandwidth."""
 
 
 class Companion:

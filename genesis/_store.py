@@ -1,7 +1,7 @@
 """One blocking save, load or check: planning, format and atomic replacement put together.
 
-Runs on the caller's thread, plus a companion for the length of a call. It keeps no state between
-calls but staging memory, and takes no turns: that is the writer's part.
+Runs on the caller's thread and companions. It keeps nothing between calls but staging memory and a
+thread that may still free an old file, and takes no turns: that is the writer's part.
 """
 
 from __future__ import annotations

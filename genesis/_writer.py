@@ -56,7 +56,7 @@ class Request:
     capture: Capture
     on_busy: OnBusy
     done: Callable[[], None]
-    """Called when the file is durable, before the future says so."""
+    """Called when the file is durable, before the save's turn ends."""
     begin: Callable[[], None] = lambda: None
     """Called when the state is about to be captured, which may be long after the call of `save`."""
 
