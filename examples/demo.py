@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
@@ -204,7 +205,10 @@ def start(options: argparse.Namespace, folder: Path, name: str) -> subprocess.Po
     place.mkdir(exist_ok=True)
     sizes = [f"--{key}={getattr(options, key)}" for key in ("steps", "every", "width")]
     command = [sys.executable, __file__, f"--worker={name}", f"--folder={place}", *sizes]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # Sums come out the same bit for bit only on the same number of threads, which the library
+    # underneath may otherwise choose anew when the machine is busy.
+    fixed = {"MKL_DYNAMIC": "FALSE", "OMP_DYNAMIC": "FALSE"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | fixed)
 
 
 def finish(worker: subprocess.Popen[str]) -> dict[str, dict[str, Any]]:
