@@ -176,6 +176,13 @@ def _free_behind(free: Callable[[], None]) -> None:
     _freeing.start()
 
 
+def reset_after_fork() -> None:
+    """Start empty, in a forked child: the thread that frees a file is its parent's."""
+    global _freeing
+    _freeing = None
+    arenas.reset_after_fork()
+
+
 def _wait_for_room(place: Replacement, job: Job) -> None:
     if _freeing is not None and place.room() < job.size + _SPARE:
         _freeing.wait()

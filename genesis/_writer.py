@@ -126,7 +126,7 @@ class Writer:
         pending = self._pending
         self._reset()
         self.pool.reset_after_fork()
-        _store.arenas.reset_after_fork()
+        _store.reset_after_fork()
         for future in pending:
             future.disown()
 

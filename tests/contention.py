@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,22 @@ def start_save(state: Any, path: Path, **keywords: Any) -> genesis.SaveFuture:
     save = genesis.save(state, path, background=True, capture="deferred", clear=False, **keywords)
     save.wait_captured(DEADLINE)
     return save
+
+
+def failing_save(folder: Path) -> genesis.SaveFuture:
+    """A background save that fails after it was accepted: its directory goes away."""
+    folder.mkdir()
+    with held(folder):
+        save = start_save({"n": 1}, folder / "f")
+        shutil.rmtree(folder)
+    return save
+
+
+def ended(save: genesis.SaveFuture) -> None:
+    """Wait for the end of a save without asking for its outcome."""
+    event = threading.Event()
+    save.add_done_callback(lambda _: event.set())
+    assert event.wait(DEADLINE)
 
 
 def default_budget() -> int:

@@ -9,7 +9,6 @@ import gc
 import logging
 import os
 import shutil
-import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -25,6 +24,8 @@ from contention import (
     DEADLINE,
     busy_writer,
     default_budget,
+    ended,
+    failing_save,
     genesis_threads,
     held,
     join_threads,
@@ -480,22 +481,6 @@ def test_the_budget_is_whole_again_after_saves_of_every_outcome(
 
 
 # Flush and errors
-
-
-def failing_save(folder: Path) -> genesis.SaveFuture:
-    """A background save that fails after it was accepted: its directory goes away."""
-    folder.mkdir()
-    with held(folder):
-        save = start_save({"n": 1}, folder / "f")
-        shutil.rmtree(folder)
-    return save
-
-
-def ended(save: genesis.SaveFuture) -> None:
-    """Wait for the end of a save without asking for its outcome."""
-    event = threading.Event()
-    save.add_done_callback(lambda _: event.set())
-    assert event.wait(DEADLINE)
 
 
 def test_flush_waits_for_every_save(tmp_path: Path) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
 import pytest
-from contention import DEADLINE, held, run, start_save
+from contention import DEADLINE, ended, failing_save, held, run
 
 import genesis
 
@@ -24,22 +23,6 @@ import genesis
 def drained() -> Iterator[None]:
     yield
     genesis.flush(DEADLINE)
-
-
-def failing_save(folder: Path) -> genesis.SaveFuture:
-    """A background save that fails after it was accepted: its directory goes away."""
-    folder.mkdir()
-    with held(folder):
-        save = start_save({"n": 1}, folder / "f")
-        shutil.rmtree(folder)
-    return save
-
-
-def ended(save: genesis.SaveFuture) -> None:
-    """Wait for the end of a save without asking for its outcome."""
-    event = threading.Event()
-    save.add_done_callback(lambda _: event.set())
-    assert event.wait(DEADLINE)
 
 
 def errors_in(caplog: pytest.LogCaptureFixture) -> list[str]:
