@@ -6,13 +6,13 @@ for the next. Holds bytes; knows nothing of pickles, files or threads of its own
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-PAGE = 4096
+from ._memory import PAGE, address_of, private_memory
+
 _GRANULE = 2 << 20
 _HUGE_UNASKED = 64 << 20
 """Huge pages make direct writes a fifth faster and the first touch several times slower. A large
@@ -35,7 +35,7 @@ class Arena:
         if self.capacity <= _HUGE_UNASKED:
             self._ask_for_huge_pages()
         self.view = memoryview(self._mapping)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
+        self.address = address_of(self._mapping)
 
     def prefault(self) -> None:
         """Make every page present, so that the first copy runs at the speed of memory."""
@@ -49,14 +49,6 @@ class Arena:
     def _ask_for_huge_pages(self) -> None:
         with suppress(OSError, AttributeError):
             self._mapping.madvise(mmap.MADV_HUGEPAGE)
-
-
-def private_memory(size: int) -> mmap.mmap:
-    """Fresh zeroed memory, page-aligned."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
-    # Private, or a forked child would share the bytes that a save of its parent is made of.
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 class ArenaPool:

@@ -9,32 +9,20 @@ from __future__ import annotations
 
 import ctypes
 from bisect import bisect_left, bisect_right
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from collections.abc import Callable, Iterator
+from itertools import compress, count, pairwise
+from operator import itemgetter, ne
 from typing import Any, Protocol
 
 from . import _format
 from ._format import align
+from ._memory import copy_held, gather, zero_held
 
 _DATA = _format.HEADER_SIZE
 SMALL = 64 << 10
 """Bytes from which on a buffer is copied by itself, without the GIL."""
 
 _TILE = 4 << 20
-_TINY = 2 << 10
-
-
-# Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
-# prototype releases it. A copy of a few hundred bytes must keep it: giving it up thousands of times
-# a save would hand the interpreter to another thread for a switch interval each.
-def _holding(function: object, *argtypes: Any) -> Any:
-    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
-    return ctypes.PYFUNCTYPE(ctypes.c_void_p, *argtypes)(address or 0)
-
-
-_copy_held = _holding(ctypes.memmove, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_zero_held = _holding(ctypes.memset, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 
 class Readable(Protocol):
@@ -85,8 +73,7 @@ class SmallPieces:
         """Whatever keeps the memory alive; no column."""
 
     def copy(self, address: int, start: int, stop: int) -> None:
-        """Copy what falls between two offsets of the stream, holding the GIL. Comes before other
-        pieces of the window are copied: what is between small ones may be cleared.
+        """Copy what falls between two offsets of the stream, holding the GIL.
 
         Args:
             address: where the byte of offset `start` goes.
@@ -101,21 +88,20 @@ class SmallPieces:
             self._copy_edge(number, address, start, stop)
 
     def _copy_inner(self, shift: int, inner: slice) -> None:
-        sizes = self.sizes[inner]
-        targets = [shift + offset for offset in self.offsets[inner]]
-        if targets and targets[-1] - targets[0] < _TINY * len(targets):
-            # One call for all gaps costs less than one for each. Others' bytes come later.
-            _zero_held(targets[0], 0, targets[-1] + align(sizes[-1]) - targets[0])
-        else:
-            gaps = ((t + size, -size & 63) for t, size in zip(targets, sizes, strict=True))
-            _exhaust(_zero_held(start, 0, size) for start, size in gaps if size)
-        _exhaust(map(_copy_held, targets, self.addresses[inner], sizes))
+        offsets, sizes, addresses = self.offsets[inner], self.sizes[inner], self.addresses[inner]
+        ends = [(offset + size + 63) & -64 for offset, size in zip(offsets, sizes, strict=True)]
+        # Between neighbours may be a piece that is not small.
+        breaks = compress(count(1), map(ne, ends, offsets[1:]))
+        for first, last in pairwise([0, *breaks, len(offsets)]):
+            if first < last:
+                run = slice(first, last)
+                gather(shift + offsets[first], addresses[run], sizes[run])
 
     def _copy_edge(self, number: int, address: int, start: int, stop: int) -> None:
         offset, size = self.offsets[number], self.sizes[number]
         low, high = max(offset, start), min(offset + size, stop)
         if low < high:
-            _copy_held(address + low - start, self.addresses[number] + low - offset, high - low)
+            copy_held(address + low - start, self.addresses[number] + low - offset, high - low)
         _zero_gap(address, start, stop, offset + size)
 
 
@@ -219,10 +205,6 @@ def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
     return placed
 
 
-def _exhaust(calls: Iterable[object]) -> None:
-    deque(calls, maxlen=0)
-
-
 def _copies_of(
     piece: Piece, target: memoryview, address: int, start: int
 ) -> Iterator[Callable[[], object]]:
@@ -248,4 +230,4 @@ def _zero_gap(address: int, start: int, stop: int, end: int) -> None:
     an older save must not show through."""
     low, high = max(end, start), min(align(end), stop)
     if low < high:
-        _zero_held(address + low - start, 0, high - low)
+        zero_held(address + low - start, 0, high - low)

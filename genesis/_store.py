@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from . import _crew, _format, _fs, _pickling
-from ._arena import Arena, ArenaPool, private_memory
+from ._arena import Arena, ArenaPool
 from ._atomic import BACKUP_SUFFIX, Replacement
 from ._errors import (
     CorruptCheckpointError,
@@ -27,6 +27,7 @@ from ._errors import (
     UnsafeLoadError,
 )
 from ._foreign import load_pickle, read_pickle
+from ._memory import Filler, private_memory
 from ._plan import SMALL, Piece, Plan
 from ._version import __version__
 
@@ -375,15 +376,19 @@ def open_file(path: str, fd: int) -> Opened:
 def _copied(opened: Opened, *, verify: bool) -> memoryview:
     """The stream in fresh memory, read and verified on as many threads as it pays."""
     size = opened.footer.stream_size
-    stream = memoryview(private_memory(size))
+    memory = private_memory(size)
+    stream = memoryview(memory)
+    with Filler(memory, opened.fd) as filler:
 
-    def read(number: int) -> None:
-        low, high = opened.chunk_span(number)
-        data = opened.read(number, stream[low:high])
-        if verify or len(data) < high - low:
-            opened.check(number, data)
+        def read(number: int) -> None:
+            low, high = opened.chunk_span(number)
+            data = stream[low:high]
+            if not filler.fill(low, high):
+                data = opened.read(number, data)
+            if verify or len(data) < high - low:
+                opened.check(number, data)
 
-    _crew.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
+        _crew.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
     return stream
 
 

@@ -684,23 +684,77 @@ def dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.dequantize() if tensor.is_quantized else tensor.to_dense()
 
 
-@pytest.mark.filterwarnings("ignore:Sparse")
-def test_tensors_without_a_memory_of_their_own_are_no_members(tmp_path: Path) -> None:
-    others = {
-        "sparse": torch.eye(3).to_sparse(),
-        "compressed": torch.eye(3).to_sparse_csr(),
-        "quantized": torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.quint8),
-        "negative": torch.ones(3, dtype=torch.complex64).conj().imag,
+def strange_tensors() -> dict[str, Callable[[], torch.Tensor]]:
+    """What has no memory of its own, no address, no strides or no shape."""
+    return {
+        "sparse": lambda: torch.eye(3).to_sparse(),
+        "compressed": lambda: torch.eye(3).to_sparse_csr(),
+        "blocks": lambda: torch.eye(4).to_sparse_bsr((2, 2)),
+        "quantized": lambda: torch.quantize_per_tensor(torch.ones(3), 0.5, 0, torch.quint8),
+        "negative": lambda: torch.ones(3, dtype=torch.complex64).conj().imag,
+        "conjugate": lambda: torch.ones(3, dtype=torch.complex64).conj(),
+        "meta": lambda: torch.empty(3, device="meta"),
     }
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("kind", strange_tensors())
+def test_a_strange_tensor_among_plain_ones(kind: str, before: bool, tmp_path: Path) -> None:
+    strange = strange_tensors()[kind]()
+    if before:  # a plain one in its place, so that only it is another than in the last save
+        round_trip(many(other=torch.ones(3)), tmp_path / "f")
     for _ in range(2):
-        loaded = round_trip(many(**others), tmp_path / "f")
-        for name, tensor in others.items():
-            assert (loaded[name].layout, loaded[name].dtype) == (tensor.layout, tensor.dtype)
-            assert torch.equal(dense(loaded[name]), dense(tensor))
+        loaded = round_trip(many(other=strange), tmp_path / "f")["other"]
+        assert (loaded.layout, loaded.dtype) == (strange.layout, strange.dtype)
+        if not strange.is_meta:
+            assert torch.equal(dense(loaded), dense(strange))
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 def test_nested_tensors_are_saved(tmp_path: Path) -> None:
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
-    loaded = round_trip(many(nested=nested), tmp_path / "f")["nested"]
-    assert [part.tolist() for part in loaded.unbind()] == [[1.0] * 2, [1.0] * 3]
+    for other in (torch.ones(3), nested, nested):
+        loaded = round_trip(many(nested=other), tmp_path / "f")["nested"]
+        assert [part.tolist() for part in loaded.unbind()] == [part.tolist() for part in other]
+
+
+CHANGES: dict[str, Callable[[torch.Tensor], object]] = {
+    "transposed in place": lambda t: setattr(t, "data", t.data.t()),
+    "another shape": lambda t: setattr(t, "data", t.data.view(2, 8)),
+    "other strides": lambda t: setattr(t, "data", t.data.as_strided((4, 4), (1, 4))),
+    "another type": lambda t: setattr(t, "data", t.data.view(torch.int32)),
+    "a part of it": lambda t: setattr(t, "data", t.data[:2]),
+    "elsewhere": lambda t: setattr(t, "data", t.data.clone()),
+    "with gradients": lambda t: t.requires_grad_(),
+    "with an attribute": lambda t: setattr(t, "name_of_its_own", "x"),
+}
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_tensor_that_changed_since_the_last_save(change: str, grad: bool, tmp_path: Path) -> None:
+    state = many(x=torch.arange(16.0).view(4, 4))
+    with torch.set_grad_enabled(grad):
+        for _ in range(2):
+            assert_same(round_trip(state, tmp_path / "f"), state)
+        CHANGES[change](state["x"])
+        for _ in range(2):
+            assert_same(round_trip(state, tmp_path / "f"), state)
+
+
+def test_tensors_that_look_as_before_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = pytest.importorskip("genesis._frameworks.torch_ledger")
+    if ledger.TensorGuards is None:
+        pytest.skip("this torch has no guards")
+    monkeypatch.setattr(ledger, "_recent", ())
+    looked: list[int] = []
+    looks = ledger._looks
+    monkeypatch.setattr(ledger, "_looks", lambda found: looked.append(len(found)) or looks(found))
+    state = many()
+    for _ in range(3):
+        state["plain"]["1"].add_(1)
+        assert_same(round_trip(state, tmp_path / "f"), state)
+    assert len(looked) == 1

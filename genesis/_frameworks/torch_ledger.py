@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import accumulate, compress, count
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -22,18 +23,21 @@ from .._format import HEADER_SIZE, align
 from .._plan import DATA, SMALL, DataRegion, SmallPieces
 from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Storages
 
+try:
+    # What a compiled model looks at its arguments with: all properties of all tensors in one call.
+    from torch._C._dynamo.guards import TensorGuards
+except ImportError:
+    TensorGuards = None  # type: ignore[assignment, misc]
+
 _FEWEST = 64
 _MOST = 500_000
-"""Tensors that a ledger is made for: it takes about 300 bytes for each."""
+"""Tensors that a ledger is made for: it takes about 600 bytes for each."""
 
 _CONTAINERS = {dict, OrderedDict, list, tuple}
 _TENSOR = torch.Tensor
 _NOTHING_ELSE = {torch.Tensor}
-_STRANGE: tuple[tuple[Callable[[Any], object], object], ...] = (
-    (attrgetter("is_cpu"), False),
-    (_TENSOR.is_neg, True),
-)
 _attributes: Callable[[Any], dict[str, Any]] = attrgetter("__dict__")
+_is_nested: Callable[[Any], bool] = attrgetter("is_nested")
 _DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
 """Complex tensors are left out for their conjugated views."""
 
@@ -68,6 +72,7 @@ class Ledger:
         addresses: where the bytes of all were at the last save; only to be compared with, since a
             save on another thread may have set them.
         fits: off once a tensor from elsewhere turned out to share a member's storage.
+        guards: what tells in one call whether tensors look like those considered.
         opcodes: of the members.
     """
 
@@ -76,6 +81,7 @@ class Ledger:
         self.members = members
         self.addresses: list[int] = []
         self.fits = True
+        self.guards: Any = None
         mine = looks.only(members)
         sizes = [
             shape.numel() * dtype.itemsize
@@ -90,6 +96,18 @@ class Ledger:
         self._small_sizes = list(compress(sizes, self._are_small))
         places = enumerate(zip(offsets, sizes, strict=True))
         self._large = [(*place, number) for number, place in places if place[1] >= SMALL]
+
+    def knows(self, tensors: list[torch.Tensor]) -> bool:
+        """Whether these surely look like those considered; false where that cannot be told."""
+        if self.guards is None or len(tensors) != len(self.looks.dtypes):
+            return False
+        # A tensor without shape or strides would end the process here: `_addressable` left it out.
+        return torch.is_grad_enabled() and self.guards.check(*tensors)
+
+    def guard(self, tensors: list[torch.Tensor]) -> None:
+        # Guards take `requires_grad` for off where gradients are.
+        if self.guards is None and TensorGuards is not None and torch.is_grad_enabled():
+            self.guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
 
     def open(self, tensors: list[torch.Tensor], addresses: list[int], region: DataRegion) -> _Memo:
         """Lay members out in a fresh region; return the memo to pickle the rest with."""
@@ -129,21 +147,23 @@ def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor], list[int]] | 
     """The ledger of the plain tensors of a state, its members and their addresses; ``None`` where
     there are too few to be worth it, or one shares a storage with a tensor that is no member."""
     global _recent
-    found = _plain(_tensors_in(state))
-    if not _FEWEST <= len(found) <= _MOST:
-        return None
-    try:
-        looks, addresses = _looks(found), list(map(_TENSOR.data_ptr, found))
-    except RuntimeError:  # what is sparse, nested or opaque has no strides, or no address
-        found = [tensor for tensor in found if _is_strided(tensor)]
-        looks, addresses = _looks(found), list(map(_TENSOR.data_ptr, found))
-    ledger = next((known for known in _recent if known.looks == looks), None)
+    found, addresses = _addressable(_tensors_in(state))
+    ledger = next((known for known in _recent if known.knows(found)), None)
+    if ledger is not None:
+        looks = ledger.looks
+    else:
+        found, addresses = _plain(found, addresses)
+        if not _FEWEST <= len(found) <= _MOST:
+            return None
+        looks = _looks(found)
+        ledger = next((known for known in _recent if known.looks == looks), None)
     if ledger is None or ledger.addresses != addresses:
         # Where all are at their old addresses, each member still has its bytes to itself.
         members = _members(found, looks, addresses)
         if ledger is None or ledger.members != members:
             ledger = Ledger(looks, members)
         ledger.addresses = addresses
+    ledger.guard(found)
     _recent = (ledger, *[known for known in _recent if known is not ledger][:1])
     if not ledger.fits:
         return None
@@ -168,19 +188,35 @@ def _tensors_in(state: object) -> list[torch.Tensor]:
     return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
-def _plain(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Those that are nothing but bytes in the memory of this machine. Each property is looked at by
-    a loop in C, and most often all are plain."""
-    for look, strange in _STRANGE:
-        if strange in map(look, tensors):
-            tensors = [tensor for tensor in tensors if look(tensor) != strange]
+def _addressable(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
+    """Those with an address, a shape and strides, and no attributes of their own; their addresses.
+
+    Each property is looked at by a loop in C, and most often no tensor is left out.
+    """
     if any(map(_attributes, tensors)):
         tensors = [tensor for tensor in tensors if not _attributes(tensor)]
-    return tensors
+    if True in map(_is_nested, tensors):
+        tensors = [tensor for tensor in tensors if not tensor.is_nested]
+    try:
+        return tensors, list(map(_TENSOR.data_ptr, tensors))
+    except RuntimeError:  # something sparse or opaque
+        tensors = [tensor for tensor in tensors if _has_address(tensor)]
+        return tensors, list(map(_TENSOR.data_ptr, tensors))
 
 
-def _is_strided(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_nested
+def _has_address(tensor: torch.Tensor) -> bool:
+    with suppress(RuntimeError):
+        tensor.data_ptr()
+        return True
+    return False
+
+
+def _plain(
+    tensors: list[torch.Tensor], addresses: list[int]
+) -> tuple[list[torch.Tensor], list[int]]:
+    """Those that are nothing but bytes in the memory of this machine."""
+    plain = [tensor.is_cpu and not tensor.is_neg() for tensor in tensors]
+    return list(compress(tensors, plain)), list(compress(addresses, plain))
 
 
 def _looks(tensors: list[torch.Tensor]) -> _Looks:

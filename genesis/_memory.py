@@ -1,0 +1,200 @@
+"""Memory by address: fresh pages, and copies that Python has no objects for.
+
+Each function has a way that works everywhere, and where Linux offers one, another that costs less.
+Addresses are the caller's to vouch for. Knows nothing of pickles, plans or paths.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import struct
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+if sys.platform != "win32":
+    import fcntl
+
+    _libc = ctypes.CDLL(None)
+    _madvise = _libc.madvise
+    _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+
+PAGE = mmap.PAGESIZE
+
+
+# Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
+# prototype releases it. A copy of a few hundred bytes must keep it: giving it up thousands of times
+# a save would hand the interpreter to another thread for a switch interval each.
+def _holding(function: object, *argtypes: Any) -> Any:
+    address = ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+    return ctypes.PYFUNCTYPE(ctypes.c_void_p, *argtypes)(address or 0)
+
+
+copy_held = _holding(ctypes.memmove, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+zero_held = _holding(ctypes.memset, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
+
+
+def private_memory(size: int) -> mmap.mmap:
+    """Fresh zeroed memory, page-aligned."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    # Private, or a forked child would share the bytes that a save of its parent is made of.
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def address_of(memory: mmap.mmap) -> int:
+    """Of the first byte; the mapping must be writable."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+# ----------------------------------------------------------------------------- many small copies
+
+_LINE = 64
+_ZEROS = ctypes.create_string_buffer(_LINE)
+_VECTORS = 1024
+"""IOV_MAX, what one call of the kernel takes: a buffer and the gap behind it are two."""
+_GATHERED_FROM = 32
+"""Buffers from which on it is worth a call."""
+
+try:
+    # Copies from this process to another, which may be the same; Linux has it. Keeps the GIL.
+    _write_memory: Callable[..., int] | None = ctypes.PYFUNCTYPE(
+        ctypes.c_ssize_t,
+        ctypes.c_int,
+        *(ctypes.c_void_p, ctypes.c_ulong),
+        *(ctypes.c_void_p, ctypes.c_ulong),
+        ctypes.c_ulong,
+    )(("process_vm_writev", ctypes.pythonapi))
+except AttributeError:
+    _write_memory = None
+
+
+def gather(target: int, sources: list[int], sizes: list[int]) -> None:
+    """Copy buffers to `target` one behind the other, each with zeros up to a multiple of 64 bytes.
+    Holds the GIL."""
+    if len(sizes) < _GATHERED_FROM or not _gathered(target, sources, sizes):
+        steps = [size + (-size & _LINE - 1) for size in sizes]
+        zero_held(target, 0, sum(steps))
+        exhaust(map(copy_held, accumulate(steps, initial=target), sources, sizes))
+
+
+def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:
+    """Whether the kernel made the copies; a sandbox may forbid it. A call through `ctypes` for each
+    buffer costs more than to copy it does."""
+    if _write_memory is None:
+        return False
+    gaps = [-size & _LINE - 1 for size in sizes]
+    vectors = array("L", [ctypes.addressof(_ZEROS)]) * (4 * len(sizes))
+    vectors[0::4], vectors[1::4] = array("L", sources), array("L", sizes)
+    vectors[3::4] = array("L", gaps)
+    address, step = vectors.buffer_info()[0], _VECTORS // 2
+    for first in range(0, len(sizes), step):
+        some = slice(first, first + step)
+        into = array("L", [target, sum(sizes[some]) + sum(gaps[some])])
+        count = 2 * len(sizes[some])
+        at = address + 4 * first * vectors.itemsize
+        if _write_memory(os.getpid(), at, count, into.buffer_info()[0], 1, 0) != into[1]:
+            return False
+        target += into[1]
+    return True
+
+
+def exhaust(calls: Iterable[object]) -> None:
+    """Run an iterator to its end, in C."""
+    deque(calls, maxlen=0)
+
+
+# ------------------------------------------------------------------------ fresh memory from a file
+
+_SYSCALL = {"x86_64": 323, "aarch64": 282}.get(platform.machine())
+"""The number of `userfaultfd`, which no library names."""
+_API, _REGISTER, _UNREGISTER, _COPY = 0xC018AA3F, 0xC020AA00, 0x8010AA01, 0xC028AA03
+_VERSION, _MISSING, _USER_MODE_ONLY = 0xAA, 1, 1
+_POPULATE_READ = 22
+_FILLED_FROM = 1 << 20
+"""Bytes from which on it is worth the calls."""
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+class Filler:
+    """Fills fresh memory with the bytes of a file as a context manager, or leaves that to others.
+
+    To read into memory that was never touched interrupts the kernel for each page, which it clears
+    and then overwrites. Linux 5.11 makes pages with their bytes in them, for whoever has memory
+    watched by a `userfaultfd`. It must then be touched by nobody until the block ends, but where
+    `fill` has returned. Several threads may call that at once.
+
+    Args:
+        memory: of `private_memory`, untouched.
+        fd: of the file whose bytes from 0 on go there.
+    """
+
+    def __init__(self, memory: mmap.mmap, fd: int) -> None:
+        self._address = address_of(memory)
+        self._size = -(-len(memory) // PAGE) * PAGE
+        self._file = fd
+        self._watch = -1
+
+    def __enter__(self) -> Filler:
+        if self._size >= _FILLED_FROM and not _huge_pages_come_unasked():
+            self._watch = _userfaultfd()
+        if self._watch >= 0:
+            try:
+                self._call(_API, "QQQ", _VERSION, 0, 0)
+                self._call(_REGISTER, "QQQQ", self._address, self._size, _MISSING, 0)
+            except OSError:
+                self._close()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._watch >= 0:
+            try:
+                # A forked child may have the descriptor too, so that closing it is not enough.
+                self._call(_UNREGISTER, "QQ", self._address, self._size)
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        watch, self._watch = self._watch, -1
+        os.close(watch)
+
+    def fill(self, low: int, high: int) -> bool:
+        """Whether the bytes between two offsets are there. If not, they may be read as usual."""
+        if self._watch < 0 or low % PAGE:
+            return False
+        target, size = self._address + low, -(-(high - low) // PAGE) * PAGE
+        try:
+            source = mmap.mmap(self._file, high - low, access=mmap.ACCESS_COPY, offset=low)
+            address = address_of(source)
+            _madvise(address, size, _POPULATE_READ)
+            # Where the file has become shorter, this fails, and there is no signal as for a read.
+            self._call(_COPY, "QQQQq", target, address, size, 0, 0)
+        except (OSError, ValueError):
+            self._call(_UNREGISTER, "QQ", target, size)
+            return False
+        return os.fstat(self._file).st_size >= high
+
+    def _call(self, request: int, layout: str, *values: int) -> None:
+        fcntl.ioctl(self._watch, request, bytearray(struct.pack(layout, *values)))
+
+
+def _huge_pages_come_unasked() -> bool:
+    """Then whoever touches memory first gets large ones, which serve better than many small."""
+    with suppress(OSError):
+        return "[always]" in _HUGE_PAGES.read_text()
+    return False
+
+
+def _userfaultfd() -> int:
+    """A descriptor, or -1: this is no Linux, or one that does not let us."""
+    if _SYSCALL is None or sys.platform != "linux":
+        return -1
+    return int(_libc.syscall(_SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
