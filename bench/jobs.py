@@ -214,7 +214,8 @@ def failure(result: Result) -> str | None:
 
 def _line(job: Job, number: int, result: Result, seconds: float) -> str:
     count = f"/{job['count']}" if job.get("count") else ""
-    name = f"{job['mode']:8} {job['state']}{count:8} {job['nbytes'] / 1e6:6.0f} MB  {job['peer']}"
+    who = f"{job['peer']}, {job['choice']}" if "choice" in job else job["peer"]
+    name = f"{job['mode']:8} {job['state']}{count:8} {job['nbytes'] / 1e6:6.0f} MB  {who}"
     return f"  {number + 1}  {name:70} {seconds:5.1f} s  {failure(result) or ''}".rstrip()
 
 

@@ -94,12 +94,13 @@ def _sample(bed: Bed, copy: CopyFloor, write: WriteFloor | None) -> Result:
     floors = {"floor_copy": copy.run(), "floor_write": write.run() if write else None}
     path = bed.path()
     gc.collect()
-    sample = _timed_save(bed.peer, tree, path)
+    sample = timed_save(bed.peer, tree, path)
     bed.discard(path)
     return sample | floors
 
 
-def _timed_save(peer: Peer, tree: states.Tree, path: str) -> Result:
+def timed_save(peer: Peer, tree: states.Tree, path: str) -> Result:
+    """Save once until it is on the disk; seconds from the call to each step on the way."""
     processor = procfs.processor_seconds()
     start = time.perf_counter()
     ticket = peer.save(tree, path)
@@ -141,16 +142,17 @@ def loads(bed: Bed) -> Result:
 
 def _loads_in_one_way(bed: Bed, path: str, how: Any, expected: dict[str, Any]) -> Result:
     samples: dict[str, list[Result]] = {"warm": [], "cold": []}
-    _load(bed, path, how, expected)
+    timed_load(bed, path, how, expected)
     # The first load warms up; cold and warm take turns.
     for _ in range(bed.options["loads"]):
         procfs.drop_cache(path)
-        samples["cold"].append(_load(bed, path, how, None))
-        samples["warm"].append(_load(bed, path, how, None))
+        samples["cold"].append(timed_load(bed, path, how, None))
+        samples["warm"].append(timed_load(bed, path, how, None))
     return samples
 
 
-def _load(bed: Bed, path: str, how: Any, expected: dict[str, Any] | None) -> Result:
+def timed_load(bed: Bed, path: str, how: Any, expected: dict[str, Any] | None) -> Result:
+    """Load once, into memory as a new process has it; seconds, and with every page read."""
     probe = bed.state.probe
     template = bed.peer.template(bed.state.fresh(), how, probe)
     gc.collect()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from choices import MEASURES, PAIRS, ROWS
 from jobs import Job
 from peers import PEERS, Peer
 from states import KINDS, MB, SIZES
@@ -83,6 +84,7 @@ def _full() -> list[Part]:
         _part("saves-objects", 1, 1, _saves("objects", **small), _saves("plain_objects", **small)),
         _part("saves-huge", 4, 1, _jobs("saves", "huge", HUGE, saves=1)),
         _part("check", 2, 1, _check()),
+        _part("choices", 3, 1, _choices()),
     ]
 
 
@@ -94,6 +96,7 @@ def _quick() -> list[Part]:
         _part("training", 0.3, 1, _jobs("training", "big", OURS[1:], quick=True, pairs=1, steps=3)),
         _part("loads-big", 0.2, 1, _loads("big", QUICK, quick=True)),
         _part("memory", 0.1, 1, _jobs("memory", "big", OURS[1:2], **one)),
+        _part("choices", 0.8, 1, _choices(quick=True)),
     ]
 
 
@@ -170,6 +173,14 @@ def _growth() -> list[Job]:
 def _check() -> list[Job]:
     return [
         job for state in ("big", "jax", "objects") for job in _jobs("check", state, nbytes=2 * MB)
+    ]
+
+
+def _choices(*, quick: bool = False) -> list[Job]:
+    return [
+        job | {"choice": row.name, "pairs": 2 if quick else PAIRS[row.state]}
+        for row in ROWS
+        for job in _jobs("choices", row.state, MEASURES[row.measure][:1], quick=quick)
     ]
 
 

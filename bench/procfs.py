@@ -126,6 +126,11 @@ def drop_cache(path: str) -> None:
             os.close(descriptor)
 
 
+def huge_pages() -> str:
+    """Who gets huge pages, as the kernel lists it: the choice that is made stands in brackets."""
+    return _text("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 def file_system(folder: str) -> str:
     """The type of the file system that holds a folder."""
     best, kind = "", "unknown"

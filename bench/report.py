@@ -12,6 +12,7 @@ from typing import Any
 
 import environment
 import goals
+from choices import ROWS, Row
 from peers import PEERS, peer_named
 from results import Results, middle
 from stats import figures, milliseconds, quantile, table
@@ -38,6 +39,7 @@ def blocks(results: Results, environments: dict[str, dict[str, Any]]) -> dict[st
         "flat": _maker(flat, results.where(mode="flat")),
         "growth-bytes": _maker(growth, results.where(state="gpt"), "nbytes"),
         "growth-count": _maker(growth, results.where(state="tensors"), "count"),
+        "choices": _maker(choices, results.where(mode="choices")),
         "check": _maker(check, results.where(mode="check")),
     }
     texts = {"environment": _environment(environments)}
@@ -280,7 +282,7 @@ def flat(results: Results) -> str:
     return table(header, rows)
 
 
-# --------------------------------------------------------------------------- growth and check
+# ------------------------------------------------------------------ growth, choices and check
 
 
 def growth(results: Results, key: str) -> str:
@@ -303,6 +305,30 @@ def _stall_and_durable(mine: Results) -> str:
     if failure:
         return _short(failure)
     return f"{_ms(mine.samples('stall'))} / {_ms(mine.samples('durable'))}"
+
+
+def choices(results: Results) -> str:
+    """What each optimisation is worth: a measurement with it and without it."""
+    header = ["choice", "what is measured", "with ms", "without ms", "without / with"]
+    rows = [_choice_row(row, results.where(choice=row.name)) for row in ROWS]
+    lines = [_choice_state(results.where(state=state)) for state in results.values("state")]
+    return "\n\n".join([*filter(None, lines), table(header, rows)])
+
+
+def _choice_row(row: Row, mine: Results) -> list[str]:
+    measured = f"{row.measure}, {row.state}"
+    on, off = middle(mine.pooled("with")), middle(mine.pooled("without"))
+    if on is None or off is None:
+        return [row.what, f"{measured}: {_short(mine.failure() or '')}", "", "", ""]
+    return [row.what, measured, milliseconds(on), milliseconds(off), figures(off / on)]
+
+
+def _choice_state(results: Results) -> str:
+    if not results.good():
+        return ""
+    name, pairs = results.values("state")[0], results.values("pairs")[0]
+    count = results.good()[0]["state"]["count"]
+    return f"{name}: {results.nbytes() / 1e6:,.1f} MB in {count:,} arrays, {pairs} pairs a row."
 
 
 def check(results: Results) -> str:

@@ -35,6 +35,7 @@ def main() -> None:
 
 
 def _run(job: Job) -> dict[str, Any]:
+    import choices
     import measure
     import states
     from peers import peer_named
@@ -52,7 +53,7 @@ def _run(job: Job) -> dict[str, Any]:
     peer.imports()
     built = time.perf_counter() - start
     bed = measure.Bed(peer, state, job["folder"], job)
-    mode = getattr(measure, job["mode"])
+    mode = choices.choices if job["mode"] == "choices" else getattr(measure, job["mode"])
     result = mode(bed, _mark) if job["mode"] == "memory" else mode(bed)
     return {
         **result,

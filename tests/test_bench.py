@@ -8,8 +8,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
+import choices
 import goals
 import jobs
 import machine
@@ -107,6 +109,27 @@ def test_the_figures_of_the_design_page_have_a_command(place: jobs.Place) -> Non
     assert "GB/s" in rows["digest, xxh3-64"]
 
 
+def test_a_choice_is_measured_with_it_and_without_it(place: jobs.Place) -> None:
+    pytest.importorskip("torch")
+    (part,) = choose(parts(quick=True), ["choices"])
+    some = [job | {"nbytes": 1_000_000} for job in part.jobs if job["choice"] in ("gil", "direct")]
+    results = Results(jobs.run_rounds(some, 1, place, lambda _line: None))
+    for result in results.good():
+        assert len(result["with"]) == len(result["without"]) == 2
+    text = report.blocks(results, {"choices": ENVIRONMENT})["choices"]
+    assert text.count("not run") == len(choices.ROWS) - 2
+
+
+@pytest.mark.parametrize("row", choices.ROWS, ids=lambda row: row.name)
+def test_what_a_choice_replaces_is_there_before_and_after(row: choices.Row) -> None:
+    pytest.importorskip("torch")
+    names = {**row.off, **row.both}
+    before = [resolve_name(name) for name in names]
+    with choices.replaced(names):
+        assert [resolve_name(name) for name in names] == list(names.values())
+    assert [resolve_name(name) for name in names] == before
+
+
 # ------------------------------------------------------------------------------------ verdicts
 
 
@@ -186,7 +209,9 @@ def test_the_page_is_what_the_results_beside_it_say(tmp_path: Path) -> None:
 
 def test_the_page_has_a_place_for_every_part_and_picture() -> None:
     text = run.PAGE.read_text()
-    places = ("goals", "environment", "runs", "peers", "training", "memory", "flat", "check")
+    places = (
+        "goals", "environment", "runs", "peers", "training", "memory", "flat", "choices", "check"
+    )  # fmt: skip
     states = [f"{mode}-{s}" for mode in ("saves", "loads") for s in report.STATES]
     measured_states = {f"{j['mode']}-{j['state']}" for part in parts() for j in part.jobs}
     wanted = [*places, *(name for name in states if name in measured_states), *report.PICTURES]

@@ -1,0 +1,195 @@
+"""What each optimisation of genesis is worth: the same measurement with it and without it, in turn.
+
+Each row has a process of its own. What is without is made here, by replacing a name of genesis for
+the length of one measurement: genesis itself has no switches for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pkgutil import resolve_name
+from typing import Any
+from unittest import mock
+
+import measure
+import procfs
+from floors import Arena, WriteFloor
+from measure import Bed
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimisation.
+
+    Attributes:
+        name: in the results.
+        measure: a key of MEASURES.
+        off: what is replaced to be without it.
+        both: what is replaced with it too, since it would hide the difference.
+        needs: a key of FOUND: without that on this machine, genesis goes without it anyway.
+    """
+
+    name: str
+    what: str
+    state: str
+    measure: str
+    off: dict[str, Any]
+    both: dict[str, Any] = field(default_factory=dict)
+    needs: str = ""
+
+
+PAIRS = {"small": 9, "big": 5}
+
+_LEDGER = "genesis._frameworks.torch_ledger"
+_NO_KERNEL_COPIES = {"genesis._memory._write_memory": None}
+_ONE_THREAD = {"genesis._crew.SIZE": 1}
+# No arena at rest either, or the one of the save before would serve once more.
+_FRESH_MEMORY = {"genesis._store.arenas.keep": 0, "genesis._store.arenas._resting": []}
+
+# fmt: off
+ROWS = (
+    Row("ledger", "plain tensors are written ahead and remembered", "small", "call stall",
+        off={f"{_LEDGER}.ledger_for": lambda state: None}),
+    Row("guard", "one guard for all properties of all tensors", "small", "call stall",
+        off={f"{_LEDGER}.Ledger.knows": lambda self, tensors: False}, needs="guards in torch"),
+    Row("kernel-copies", "the kernel makes many small copies in one call", "small", "call stall",
+        off=_NO_KERNEL_COPIES, needs="process_vm_writev"),
+    Row("gil", "small copies hold the GIL", "small", "call stall beside a busy thread",
+        off={"genesis._memory.copy_held": ctypes.memmove}, both=_NO_KERNEL_COPIES),
+    Row("gc", "no garbage collection while pickling", "small", "call stall",
+        off={"genesis._pickling._gc_paused": nullcontext}),
+    Row("kept-memory", "staging memory is kept for the next save", "big", "call stall",
+        off=_FRESH_MEMORY),
+    Row("copy-threads", "two threads copy", "big", "call stall",
+        off=_ONE_THREAD, needs="second core"),
+    Row("direct", "writes bypass the page cache", "big", "save until durable",
+        off={"genesis._store._DIRECT_FROM": 1 << 62}, needs="direct I/O"),
+    Row("huge-pages", "huge pages for the windows of a synchronous save", "big",
+        "save until durable, in new memory",
+        off={"genesis._arena.Arena._ask_for_huge_pages": lambda self: None},
+        needs="huge pages for whoever asks"),
+    Row("beside-write", "checksum and copy run beside the write", "big", "save until durable",
+        off={"genesis._store._Behind.run": lambda self, work, *, last: work()}),
+    Row("free-behind", "the old file is freed behind the commit", "big", "save until durable",
+        off={"genesis._store._free_behind": lambda free: free()}),
+    Row("filler", "pages are made with their bytes in them", "big", "load, warm, verified",
+        off={"genesis._memory._SYSCALL": None}, needs="userfaultfd"),
+    Row("load-threads", "two threads read and check", "big", "load, warm, verified",
+        off=_ONE_THREAD, needs="second core"),
+)
+# fmt: on
+
+
+def choices(bed: Bed) -> measure.Result:
+    """Seconds with a choice and without it, pair by pair; the first pair is the warm-up."""
+    (row,) = (row for row in ROWS if row.name == bed.options["choice"])
+    if row.needs and not FOUND[row.needs](bed.folder):
+        return {"refused": f"this machine has no {row.needs}"}
+    bed.peer.set_up(bed.state.fresh(), bed.folder)
+    bed.save()
+    _, take = MEASURES[row.measure]
+    result: dict[str, list[float]] = {"with": [], "without": []}
+    with replaced(row.both):
+        for _ in range(1 + bed.options["pairs"]):
+            result["with"].append(take(bed))
+            with replaced(row.off):
+                result["without"].append(take(bed))
+    return {side: seconds[1:] for side, seconds in result.items()}
+
+
+@contextmanager
+def replaced(names: dict[str, Any]) -> Iterator[None]:
+    """Let other values stand for names, which must exist, for the length of a with block."""
+    with ExitStack() as stack:
+        for name, value in names.items():
+            stack.enter_context(mock.patch(name, value))
+        yield
+
+
+# ------------------------------------------------------------------------------- measurements
+
+
+def _save(bed: Bed) -> measure.Result:
+    bed.state.touch()
+    sample = measure.timed_save(bed.peer, bed.state.fresh(), bed.path())
+    # What this save left to be freed must not burden the next one, which may be of the other kind.
+    if freeing := resolve_name("genesis._store._freeing"):
+        freeing.wait()
+    return sample
+
+
+def _durable_in_new_memory(bed: Bed) -> float:
+    """How memory is made shows only in memory made since: an unmeasured save makes it."""
+    with replaced({"genesis._store.arenas._resting": []}):
+        _save(bed)
+        return _save(bed)["durable"]
+
+
+def _stall_beside_a_busy_thread(bed: Bed) -> float:
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    thread = threading.Thread(target=spin)
+    thread.start()
+    try:
+        return _save(bed)["stall"]
+    finally:
+        stop.set()
+        thread.join()
+
+
+MEASURES: dict[str, tuple[str, Callable[[Bed], float]]] = {
+    "call stall": ("genesis background", lambda bed: _save(bed)["stall"]),
+    "call stall beside a busy thread": ("genesis background", _stall_beside_a_busy_thread),
+    "save until durable": ("genesis.save", lambda bed: _save(bed)["durable"]),
+    "save until durable, in new memory": ("genesis.save", _durable_in_new_memory),
+    "load, warm, verified": (
+        "genesis.save",
+        lambda bed: measure.timed_load(bed, bed.path(), "whole", None)["load"],
+    ),
+}
+"""The peer that is measured, and how."""
+
+
+# ---------------------------------------------------------------------- what a machine may lack
+
+
+def _kernel_copies() -> bool:
+    from genesis import _memory
+
+    buffer = ctypes.create_string_buffer(128)
+    target = ctypes.addressof(buffer)
+    return _memory._gathered(target, [target + 64], [64])
+
+
+def _filler_works() -> bool:
+    from genesis import _memory
+
+    memory = _memory.private_memory(_memory._FILLED_FROM)
+    with _memory.Filler(memory, -1) as filler:
+        return filler._watch >= 0
+
+
+def _writes_directly(folder: str) -> bool:
+    floor = WriteFloor(Arena(mmap.PAGESIZE), mmap.PAGESIZE, folder)
+    floor.run()
+    return floor.direct
+
+
+FOUND: dict[str, Callable[[str], bool]] = {
+    "guards in torch": lambda _: resolve_name(f"{_LEDGER}.TensorGuards") is not None,
+    "process_vm_writev": lambda _: _kernel_copies(),
+    "second core": lambda _: resolve_name("genesis._crew.SIZE") > 1,
+    "direct I/O": _writes_directly,
+    "huge pages for whoever asks": lambda _: "[madvise]" in procfs.huge_pages(),
+    "userfaultfd": lambda _: _filler_works(),
+}
+"""Whether a thing is there, for checkpoints in a folder."""
