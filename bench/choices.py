@@ -174,7 +174,7 @@ def _filler_works() -> bool:
     from genesis import _memory
 
     memory = _memory.private_memory(_memory._FILLED_FROM)
-    with _memory.Filler(memory, -1) as filler:
+    with _memory.Filler(memory, -1, _memory.PAGE) as filler:
         return filler._watch >= 0
 
 

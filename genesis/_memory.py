@@ -132,27 +132,35 @@ class Filler:
     watched by a `userfaultfd`. It must then be touched by nobody until the block ends, but where
     `fill` has returned. Several threads may call that at once.
 
+    It stands twice in the with statement that uses it: an interrupt can cut one leaving short, and
+    the second one repeats it.
+
     Args:
         memory: of `private_memory`, untouched.
         fd: of the file whose bytes from 0 on go there.
+        step: parts to `fill` begin at multiples of this.
     """
 
-    def __init__(self, memory: mmap.mmap, fd: int) -> None:
+    def __init__(self, memory: mmap.mmap, fd: int, step: int) -> None:
         self._address = address_of(memory)
         self._size = -(-len(memory) // PAGE) * PAGE
         self._file = fd
+        self._pays = self._size >= _FILLED_FROM and step % PAGE == 0
         self._watch = -1
 
     def __enter__(self) -> Filler:
-        if self._size >= _FILLED_FROM and not _huge_pages_come_unasked():
-            self._watch = _userfaultfd()
+        if self._watch < 0 and self._pays and not _huge_pages_come_unasked():
+            self._begin()
+        return self
+
+    def _begin(self) -> None:
+        self._watch = _userfaultfd()
         if self._watch >= 0:
             try:
                 self._call(_API, "QQQ", _VERSION, 0, 0)
                 self._call(_REGISTER, "QQQQ", self._address, self._size, _MISSING, 0)
             except OSError:
                 self._close()
-        return self
 
     def __exit__(self, *_: object) -> None:
         if self._watch >= 0:
@@ -168,7 +176,7 @@ class Filler:
 
     def fill(self, low: int, high: int) -> bool:
         """Whether the bytes between two offsets are there. If not, they may be read as usual."""
-        if self._watch < 0 or low % PAGE:
+        if self._watch < 0:
             return False
         target, size = self._address + low, -(-(high - low) // PAGE) * PAGE
         try:

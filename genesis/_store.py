@@ -378,7 +378,8 @@ def _copied(opened: Opened, *, verify: bool) -> memoryview:
     size = opened.footer.stream_size
     memory = private_memory(size)
     stream = memoryview(memory)
-    with Filler(memory, opened.fd) as filler:
+    filler = Filler(memory, opened.fd, opened.footer.chunk_size)
+    with filler, filler:
 
         def read(number: int) -> None:
             low, high = opened.chunk_span(number)

@@ -90,7 +90,7 @@ needs_userfaultfd = pytest.mark.skipif(
 @needs_userfaultfd
 def test_what_is_filled_is_what_the_file_holds(file: Path) -> None:
     data, memory = file.read_bytes(), private_memory(file.stat().st_size)
-    with file.open("rb") as opened, Filler(memory, opened.fileno()) as filler:
+    with file.open("rb") as opened, Filler(memory, opened.fileno(), MB) as filler:
         for low in (2 * MB, 0, 4 * MB, 1 * MB):
             high = min(low + MB, len(data))
             assert filler.fill(low, high)
@@ -100,11 +100,24 @@ def test_what_is_filled_is_what_the_file_holds(file: Path) -> None:
     assert file.read_bytes() == data
 
 
-def test_a_part_that_begins_within_a_page_is_left_to_the_caller(file: Path) -> None:
+def test_parts_that_begin_within_a_page_are_read(file: Path) -> None:
+    memory = private_memory(file.stat().st_size)
+    with file.open("rb") as opened, Filler(memory, opened.fileno(), MB + 512) as filler:
+        for low in (0, MB + 512):
+            assert not filler.fill(low, low + MB + 512)
+            os.preadv(opened.fileno(), [memoryview(memory)[low : low + MB + 512]], low)
+    assert memory[: 2 * MB + 1024] == file.read_bytes()[: 2 * MB + 1024]
+
+
+@needs_userfaultfd
+def test_the_block_may_be_entered_and_left_twice(file: Path) -> None:
+    memory = private_memory(file.stat().st_size)
     with file.open("rb") as opened:
-        memory = private_memory(file.stat().st_size)
-        with Filler(memory, opened.fileno()) as filler:
-            assert not filler.fill(100, MB)
+        filler = Filler(memory, opened.fileno(), MB)
+        with filler, filler:
+            assert filler.fill(0, MB)
+        assert not filler.fill(0, MB)
+    assert memory[: 2 * MB] == file.read_bytes()[:MB] + bytes(MB)
 
 
 @needs_userfaultfd
@@ -116,7 +129,7 @@ def test_a_file_that_became_shorter(file: Path, when: str, monkeypatch: pytest.M
         os.truncate(file, MB)
         return 0
 
-    with file.open("rb") as opened, Filler(memory, opened.fileno()) as filler:
+    with file.open("rb") as opened, Filler(memory, opened.fileno(), MB) as filler:
         if when == "before it is mapped":
             truncate()
         monkeypatch.setattr(_memory, "_madvise", truncate)

@@ -758,3 +758,30 @@ def test_tensors_that_look_as_before_are_looked_at_once(
         state["plain"]["1"].add_(1)
         assert_same(round_trip(state, tmp_path / "f"), state)
     assert len(looked) == 1
+
+
+class MovesTensors:
+    """Gives tensors other memory while it is pickled, as one that flattens parameters might."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self.tensors = tensors
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        for tensor in self.tensors:
+            tensor.data = tensor.data.clone()
+        self.waste = [torch.full((6,), -1.0) for _ in range(200)]
+        return (set, ())
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_memory_that_is_given_up_during_a_save_is_still_read(
+    background: bool, tmp_path: Path
+) -> None:
+    tensors = [torch.full((6,), float(n)) for n in range(100)]
+    state = {"tensors": tensors, "moves": MovesTensors(tensors)}
+    for _ in range(2):
+        if background:
+            genesis.save(state, tmp_path / "f", clear=False, background=True).result()
+        else:
+            genesis.save(state, tmp_path / "f", clear=False)
+        assert_same(genesis.load(tmp_path / "f")["tensors"], tensors)

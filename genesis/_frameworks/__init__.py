@@ -51,6 +51,6 @@ def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[i
     # Not in a second layout: what was wrong with the first may be what the ledger left out.
     found = region.hints is None and import_module(f"{__name__}.torch_ledger").ledger_for(state)
     if found:
-        ledger, tensors, addresses = found
-        return ledger.opcodes, ledger.open(tensors, addresses, region)
+        ledger, members = found
+        return ledger.opcodes, ledger.open(members, region)
     return b"", {id(DATA): (0, DATA), id(torch.FROM_BUFFER): (1, torch.FROM_BUFFER)}

@@ -30,13 +30,14 @@ except ImportError:
     TensorGuards = None  # type: ignore[assignment, misc]
 
 _FEWEST = 64
-_MOST = 500_000
-"""Tensors that a ledger is made for: it takes about 600 bytes for each."""
+_MOST = 200_000
+"""Tensors that a ledger is made for: it takes about 700 bytes for each, and two are kept."""
 
 _CONTAINERS = {dict, OrderedDict, list, tuple}
 _TENSOR = torch.Tensor
 _NOTHING_ELSE = {torch.Tensor}
 _attributes: Callable[[Any], dict[str, Any]] = attrgetter("__dict__")
+_key: Callable[[torch.UntypedStorage], int] = attrgetter("_cdata")
 _is_nested: Callable[[Any], bool] = attrgetter("is_nested")
 _DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
 """Complex tensors are left out for their conjugated views."""
@@ -44,6 +45,18 @@ _DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
 _FUNCTIONS = _rebuild_tensor_v2, rebuild_typed_storage
 
 _Memo = dict[int, tuple[int, Any]]
+
+
+class Found(NamedTuple):
+    """Tensors of a state, and where their bytes are."""
+
+    tensors: list[torch.Tensor]
+    storages: list[torch.UntypedStorage]
+    """Held besides the tensors: `tensor.data` may be set to another before the copy."""
+    addresses: list[int]
+
+    def only(self, chosen: list[bool]) -> Found:
+        return Found(*(list(compress(column, chosen)) for column in self))  # type: ignore[arg-type]
 
 
 class _Looks(NamedTuple):
@@ -102,72 +115,70 @@ class Ledger:
         if self.guards is None or len(tensors) != len(self.looks.dtypes):
             return False
         # A tensor without shape or strides would end the process here: `_addressable` left it out.
-        return torch.is_grad_enabled() and self.guards.check(*tensors)
+        with torch.enable_grad():  # or guards take `requires_grad` for off
+            return bool(self.guards.check(*tensors))
 
     def guard(self, tensors: list[torch.Tensor]) -> None:
-        # Guards take `requires_grad` for off where gradients are.
-        if self.guards is None and TensorGuards is not None and torch.is_grad_enabled():
-            self.guards = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+        if TensorGuards is not None:
+            with torch.enable_grad():
+                self.guards = TensorGuards(
+                    *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+                )
 
-    def open(self, tensors: list[torch.Tensor], addresses: list[int], region: DataRegion) -> _Memo:
+    def open(self, found: Found, region: DataRegion) -> _Memo:
         """Lay members out in a fresh region; return the memo to pickle the rest with."""
         region.size = self._size
         region.small = SmallPieces(
             self._small_offsets.copy(),
             self._small_sizes.copy(),
-            list(compress(addresses, self._are_small)),
-            [tensors],
+            list(compress(found.addresses, self._are_small)),
+            [found],
         )
-        # The storage, not the tensor: `tensor.data` may be set to another one before the copy.
         region.pieces = [
-            (offset, size, addresses[number], tensors[number].untyped_storage(), False)
+            (offset, size, found.addresses[number], found.storages[number], False)
             for offset, size, number in self._large
         ]
-        region.shared = Storages(region, _Claim(self, tensors))
-        numbered = zip(count(len(self._globals)), tensors, strict=False)
-        return self._globals | dict(zip(map(id, tensors), numbered, strict=True))
+        region.shared = Storages(region, _Claim(self, found.storages))
+        numbered = zip(count(len(self._globals)), found.tensors, strict=False)
+        return self._globals | dict(zip(map(id, found.tensors), numbered, strict=True))
 
 
 class _Claim:
     """The storages of a ledger's tensors, looked at only where another storage is met."""
 
-    def __init__(self, ledger: Ledger, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, ledger: Ledger, storages: list[torch.UntypedStorage]) -> None:
         self._ledger = ledger
-        self._tensors = tensors
-        self._storages: set[int] | None = None
+        self._storages = storages
+        self._keys: set[int] | None = None
 
     def __contains__(self, storage: object) -> bool:
-        if self._storages is None:
-            self._storages = {tensor.untyped_storage()._cdata for tensor in self._tensors}
-        self._ledger.fits &= storage not in self._storages
-        return storage in self._storages
+        if self._keys is None:
+            self._keys = set(map(_key, self._storages))
+        self._ledger.fits &= storage not in self._keys
+        return storage in self._keys
 
 
-def ledger_for(state: object) -> tuple[Ledger, list[torch.Tensor], list[int]] | None:
-    """The ledger of the plain tensors of a state, its members and their addresses; ``None`` where
-    there are too few to be worth it, or one shares a storage with a tensor that is no member."""
+def ledger_for(state: object) -> tuple[Ledger, Found] | None:
+    """The ledger of the plain tensors of a state, and its members; ``None`` where there are too few
+    to be worth it, or one shares a storage with a tensor that is no member."""
     global _recent
-    found, addresses = _addressable(_tensors_in(state))
-    ledger = next((known for known in _recent if known.knows(found)), None)
-    if ledger is not None:
-        looks = ledger.looks
-    else:
-        found, addresses = _plain(found, addresses)
-        if not _FEWEST <= len(found) <= _MOST:
-            return None
-        looks = _looks(found)
-        ledger = next((known for known in _recent if known.looks == looks), None)
-    if ledger is None or ledger.addresses != addresses:
+    found = _addressable(_tensors_in(state))
+    known = next((one for one in _recent if one.knows(found.tensors)), None)
+    plain = found if known else _plain(found)
+    if not _FEWEST <= len(plain.tensors) <= _MOST:
+        return None
+    looks = known.looks if known else _looks(plain.tensors)
+    ledger = known or next((one for one in _recent if one.looks == looks), None)
+    if ledger is None or ledger.addresses != plain.addresses:
         # Where all are at their old addresses, each member still has its bytes to itself.
-        members = _members(found, looks, addresses)
+        members = _members(plain, looks)
         if ledger is None or ledger.members != members:
             ledger = Ledger(looks, members)
-        ledger.addresses = addresses
-    ledger.guard(found)
-    _recent = (ledger, *[known for known in _recent if known is not ledger][:1])
-    if not ledger.fits:
-        return None
-    return ledger, list(compress(found, ledger.members)), list(compress(addresses, ledger.members))
+        ledger.addresses = plain.addresses
+    if not known and len(plain.tensors) == len(found.tensors):
+        ledger.guard(plain.tensors)
+    _recent = (ledger, *[one for one in _recent if one is not ledger][:1])
+    return (ledger, plain.only(ledger.members)) if ledger.fits else None
 
 
 def _tensors_in(state: object) -> list[torch.Tensor]:
@@ -188,20 +199,23 @@ def _tensors_in(state: object) -> list[torch.Tensor]:
     return list(dict(zip(map(id, found), found, strict=True)).values())
 
 
-def _addressable(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-    """Those with an address, a shape and strides, and no attributes of their own; their addresses.
-
-    Each property is looked at by a loop in C, and most often no tensor is left out.
-    """
+def _addressable(tensors: list[torch.Tensor]) -> Found:
+    """Those with an address, a shape and strides, and no attributes of their own. Each property is
+    looked at by a loop in C, and most often no tensor is left out."""
     if any(map(_attributes, tensors)):
         tensors = [tensor for tensor in tensors if not _attributes(tensor)]
     if True in map(_is_nested, tensors):
         tensors = [tensor for tensor in tensors if not tensor.is_nested]
     try:
-        return tensors, list(map(_TENSOR.data_ptr, tensors))
+        return _found(tensors)
     except RuntimeError:  # something sparse or opaque
-        tensors = [tensor for tensor in tensors if _has_address(tensor)]
-        return tensors, list(map(_TENSOR.data_ptr, tensors))
+        return _found([tensor for tensor in tensors if _has_address(tensor)])
+
+
+def _found(tensors: list[torch.Tensor]) -> Found:
+    # Storages first: from then on nobody else gets memory at these addresses.
+    storages = list(map(_TENSOR.untyped_storage, tensors))
+    return Found(tensors, storages, list(map(_TENSOR.data_ptr, tensors)))
 
 
 def _has_address(tensor: torch.Tensor) -> bool:
@@ -211,12 +225,9 @@ def _has_address(tensor: torch.Tensor) -> bool:
     return False
 
 
-def _plain(
-    tensors: list[torch.Tensor], addresses: list[int]
-) -> tuple[list[torch.Tensor], list[int]]:
+def _plain(found: Found) -> Found:
     """Those that are nothing but bytes in the memory of this machine."""
-    plain = [tensor.is_cpu and not tensor.is_neg() for tensor in tensors]
-    return list(compress(tensors, plain)), list(compress(addresses, plain))
+    return found.only([tensor.is_cpu and not tensor.is_neg() for tensor in found.tensors])
 
 
 def _looks(tensors: list[torch.Tensor]) -> _Looks:
@@ -228,18 +239,17 @@ def _looks(tensors: list[torch.Tensor]) -> _Looks:
     )
 
 
-def _members(tensors: list[torch.Tensor], looks: _Looks, addresses: list[int]) -> list[bool]:
+def _members(found: Found, looks: _Looks) -> list[bool]:
     """Which tensors cover a storage that none of the others stands on, without gap or overlap."""
-    storages = list(map(_TENSOR.untyped_storage, tensors))
-    keys = list(map(attrgetter("_cdata"), storages))
+    keys = list(map(_key, found.storages))
     shared = {key for key, uses in Counter(keys).items() if uses > 1}
     extents = map(_extent, looks.dtypes, looks.shapes, looks.strides)
-    sizes = map(attrgetter("nbytes"), tensors)
-    whole = map(torch.UntypedStorage.nbytes, storages)
+    sizes = map(attrgetter("nbytes"), found.tensors)
+    whole = map(torch.UntypedStorage.nbytes, found.storages)
     return [
         0 < size == of == extent and address != 0 and key not in shared and dtype in _DTYPES
         for size, of, extent, address, key, dtype in zip(
-            sizes, whole, extents, addresses, keys, looks.dtypes, strict=True
+            sizes, whole, extents, found.addresses, keys, looks.dtypes, strict=True
         )
     ]
 
