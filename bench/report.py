@@ -136,7 +136,10 @@ def _measured(results: Results) -> list[str]:
 
 def _missing(results: Results) -> str:
     """A list of the peers without a measurement, and why."""
-    reasons = {name: results.where(peer=name).failure() for name in results.peers()}
+    return _not_measured({name: results.where(peer=name).failure() for name in results.peers()})
+
+
+def _not_measured(reasons: dict[str, str | None]) -> str:
     lines = [f"- {name}: {_short(reason)}" for name, reason in reasons.items() if reason]
     return "\n\n" + "\n".join(["Not measured:", "", *lines]) if lines else ""
 
@@ -193,25 +196,29 @@ HOWS = {
 def loads(results: Results) -> str:
     """Seconds to load, by peer and way; and with a byte of every page read afterwards."""
     header = ["peer", "way", "warm ms", "warm, then read", "cold ms", "cold, then read"]
-    rows: list[list[str]] = []
-    for name in _measured(results):
-        mine = results.where(peer=name)
-        rows += [_load_row(name, mine, how) for how in peer_named(name).hows]
+    ways = [(name, how) for name in _measured(results) for how in peer_named(name).hows]
+    rows = [
+        [name, HOWS[how], *cells]
+        for name, how in ways
+        if any(cells := _load_cells(results.where(peer=name), how))
+    ]
     good = results.good()[0]["state"]
     line = f"{good['nbytes'] / 1e6:,.1f} MB in {good['count']:,} arrays. genesis verifies `whole`."
-    return f"{line}\n\n{table(header, rows)}{_missing(results)}"
+    reasons = {
+        f"{name}, {HOWS[how]}": result[how]["error"]
+        for name, how in ways
+        for result in results.where(peer=name).good()
+        if "error" in result.get(how, {})
+    }
+    return f"{line}\n\n{table(header, rows)}{_missing(results)}{_not_measured(reasons)}"
 
 
-def _load_row(name: str, mine: Results, how: str) -> list[str]:
-    cells = [
+def _load_cells(mine: Results, how: str) -> list[str]:
+    return [
         _ms(mine.loads(how, cache, key))
         for cache in ("warm", "cold")
         for key in ("load", "load_and_read")
     ]
-    if not any(cells):
-        errors = [result[how].get("error", "") for result in mine.good() if how in result]
-        return [name, f"{HOWS[how]}: {_short(errors[0]) if errors else 'not run'}", "", "", "", ""]
-    return [name, HOWS[how], *cells]
 
 
 # ----------------------------------------------------------------------- training and memory
