@@ -186,10 +186,12 @@ def main() -> None:
     kind, name, slot, counts, rounds, *paths = sys.argv[1:]
     mine = Counts(Path(counts), int(slot))
     if kind == "reader":
-        order = Order()
+        order, descriptors = Order(), set()
         while os.getppid() != 1 and not Path(f"{counts}.end").exists():
             for path, how in itertools.product(paths, WAYS):
                 read(path, order, mine, **how)
+            descriptors.add(len(os.listdir("/proc/self/fd")))
+        assert len(descriptors) <= 1, descriptors
         return
     work(kind, name, paths, mine, int(rounds))
     final = {path: genesis.save(state(f"{name} last", 1), path, background=True) for path in paths}

@@ -118,15 +118,17 @@ class Soak:
     def growth(self) -> tuple[int, int]:
         """How much more memory and descriptors whoever lived on had at the end, at most.
 
-        Compared are the lowest of a third of the time and of the last: between, it saves and loads.
+        It saves and loads all the time. So the least memory of a third of the time is compared with
+        the least of the last, and the most descriptors with the fewest.
         """
-        grown = []
+        memory, descriptors = [], []
         for footprints in self._footprints.values():
             third = len(footprints) // 3
-            early, late = footprints[third : 2 * third], footprints[-third:]
-            lowest = [[min(column) for column in zip(*part, strict=True)] for part in (early, late)]
-            grown.append([after - before for before, after in zip(*lowest, strict=True)])
-        return max(memory for memory, _ in grown), max(descriptors for _, descriptors in grown)
+            parts = footprints[third : 2 * third], footprints[-third:]
+            early, late = (list(zip(*part, strict=True)) for part in parts)
+            memory.append(min(late[0]) - min(early[0]))
+            descriptors.append(min(late[1]) - max(early[1]))
+        return max(memory), max(descriptors)
 
 
 def soak(folder: Path, seconds: float, capsys: pytest.CaptureFixture[str]) -> None:
