@@ -5,7 +5,7 @@ The plain calls are here, their awaitable twins in `genesis.aio`.
 The modules, each importing only from those that stand before it (tests/test_layers.py):
 
     vocabulary        _version  _errors
-    bytes, objects    _memory  _format  _plan  _frameworks/  _pickling  _arena  _restricted/
+    bytes, objects    _format  _memory  _plan  _frameworks/  _pickling  _arena  _restricted/
     operating system  _fs  _locks  _atomic
     threads           _crew  _pool
     one operation     _foreign  _store

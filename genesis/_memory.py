@@ -14,11 +14,13 @@ import struct
 import sys
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from ._format import ALIGNMENT, align
 
 if sys.platform != "win32":
     import fcntl
@@ -57,8 +59,7 @@ def address_of(memory: mmap.mmap) -> int:
 
 # ----------------------------------------------------------------------------- many small copies
 
-_LINE = 64
-_ZEROS = ctypes.create_string_buffer(_LINE)
+_ZEROS = ctypes.create_string_buffer(ALIGNMENT)
 _VECTORS = 1024
 """IOV_MAX, what one call of the kernel takes: a buffer and the gap behind it are two."""
 _GATHERED_FROM = 32
@@ -81,9 +82,10 @@ def gather(target: int, sources: list[int], sizes: list[int]) -> None:
     """Copy buffers to `target` one behind the other, each with zeros up to a multiple of 64 bytes.
     Holds the GIL."""
     if len(sizes) < _GATHERED_FROM or not _gathered(target, sources, sizes):
-        steps = [size + (-size & _LINE - 1) for size in sizes]
+        steps = list(map(align, sizes))
         zero_held(target, 0, sum(steps))
-        exhaust(map(copy_held, accumulate(steps, initial=target), sources, sizes))
+        # The quickest way to run an iterator to its end.
+        deque(map(copy_held, accumulate(steps, initial=target), sources, sizes), maxlen=0)
 
 
 def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:
@@ -91,7 +93,7 @@ def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:
     buffer costs more than to copy it does."""
     if _write_memory is None:
         return False
-    gaps = [-size & _LINE - 1 for size in sizes]
+    gaps = [-size & ALIGNMENT - 1 for size in sizes]
     vectors = array("L", [ctypes.addressof(_ZEROS)]) * (4 * len(sizes))
     vectors[0::4], vectors[1::4] = array("L", sources), array("L", sizes)
     vectors[3::4] = array("L", gaps)
@@ -105,11 +107,6 @@ def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:
             return False
         target += into[1]
     return True
-
-
-def exhaust(calls: Iterable[object]) -> None:
-    """Run an iterator to its end, in C."""
-    deque(calls, maxlen=0)
 
 
 # ------------------------------------------------------------------------ fresh memory from a file
@@ -143,7 +140,7 @@ class Filler:
 
     def __init__(self, memory: mmap.mmap, fd: int, step: int) -> None:
         self._address = address_of(memory)
-        self._size = -(-len(memory) // PAGE) * PAGE
+        self._size = align(len(memory), PAGE)
         self._file = fd
         self._pays = self._size >= _FILLED_FROM and step % PAGE == 0
         self._watch = -1
@@ -178,7 +175,7 @@ class Filler:
         """Whether the bytes between two offsets are there. If not, they may be read as usual."""
         if self._watch < 0:
             return False
-        target, size = self._address + low, -(-(high - low) // PAGE) * PAGE
+        target, size = self._address + low, align(high - low, PAGE)
         try:
             source = mmap.mmap(self._file, high - low, access=mmap.ACCESS_COPY, offset=low)
             address = address_of(source)

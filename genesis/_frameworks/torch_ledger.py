@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from itertools import accumulate, compress, count
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch._utils import _rebuild_tensor_v2
@@ -55,9 +55,6 @@ class Found(NamedTuple):
     """Held besides the tensors: `tensor.data` may be set to another before the copy."""
     addresses: list[int]
 
-    def only(self, chosen: list[bool]) -> Found:
-        return Found(*(list(compress(column, chosen)) for column in self))  # type: ignore[arg-type]
-
 
 class _Looks(NamedTuple):
     """What the opcodes of tensors depend on, property by property."""
@@ -67,8 +64,13 @@ class _Looks(NamedTuple):
     strides: list[tuple[int, ...]]
     grads: list[bool]
 
-    def only(self, chosen: list[bool]) -> _Looks:
-        return _Looks(*(list(compress(column, chosen)) for column in self))  # type: ignore[arg-type]
+
+_Columns = TypeVar("_Columns", Found, _Looks)
+
+
+def _only(columns: _Columns, chosen: list[bool]) -> _Columns:
+    kept: Any = (list(compress(column, chosen)) for column in columns)
+    return type(columns)(*kept)
 
 
 _recent: tuple[Ledger, ...] = ()
@@ -95,7 +97,7 @@ class Ledger:
         self.addresses: list[int] = []
         self.fits = True
         self.guards: Any = None
-        mine = looks.only(members)
+        mine = _only(looks, members)
         sizes = [
             shape.numel() * dtype.itemsize
             for dtype, shape in zip(mine.dtypes, mine.shapes, strict=True)
@@ -178,7 +180,7 @@ def ledger_for(state: object) -> tuple[Ledger, Found] | None:
     if not known and len(plain.tensors) == len(found.tensors):
         ledger.guard(plain.tensors)
     _recent = (ledger, *[one for one in _recent if one is not ledger][:1])
-    return (ledger, plain.only(ledger.members)) if ledger.fits else None
+    return (ledger, _only(plain, ledger.members)) if ledger.fits else None
 
 
 def _tensors_in(state: object) -> list[torch.Tensor]:
@@ -227,7 +229,7 @@ def _has_address(tensor: torch.Tensor) -> bool:
 
 def _plain(found: Found) -> Found:
     """Those that are nothing but bytes in the memory of this machine."""
-    return found.only([tensor.is_cpu and not tensor.is_neg() for tensor in found.tensors])
+    return _only(found, [tensor.is_cpu and not tensor.is_neg() for tensor in found.tensors])
 
 
 def _looks(tensors: list[torch.Tensor]) -> _Looks:
