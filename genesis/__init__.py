@@ -1,18 +1,17 @@
-"""genesis: training state saved in the background and never lost.
+"""Training state, saved in the background and never lost.
 
-The plain calls are here, their awaitable twins in `genesis.aio`.
+    genesis.save(state, "run.pth")                            durable when it returns
+    future = genesis.save(state, "run.pth", background=True)  captured when it returns
+    future.result()                                           durable now
+    state = genesis.load("run.pth")                           verified
 
-The modules, each importing only from those that stand before it (tests/test_layers.py):
-
-    vocabulary        _version  _errors
-    bytes, objects    _format  _memory  _plan  _frameworks/  _pickling  _arena  _restricted/
-    operating system  _fs  _locks  _atomic
-    threads           _crew  _pool
-    one operation     _foreign  _store
-    engine            _bridge  _futures  _writer
-    faces             _api  _retention  _manager  aio/
+`save_checkpoint` and `load_checkpoint` do the same for a model and an optimizer, and
+`CheckpointManager` keeps the newest checkpoints of a folder. Every call has an awaitable twin in
+`genesis.aio`, for asyncio and trio. A file is the old one or the new one at any instant, whatever
+kills the program; a damaged one raises and never gives a wrong tensor.
 """
 
+from . import _public
 from ._api import (
     add_safe_globals,
     configure,
@@ -72,11 +71,20 @@ __all__ = [
     "validate_checkpoint",
 ]
 
+_public.publish(globals())
+
+_SUBMODULES = ("aio", "nn", "optim")
+
 
 def __getattr__(name: str) -> object:
-    # `genesis.aio` works after a plain `import genesis`, and costs nothing until it is used.
-    if name == "aio":
+    # They work after a plain `import genesis`, and cost nothing until they are used.
+    if name in _SUBMODULES:
         import importlib
 
-        return importlib.import_module(".aio", __name__)
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    # Not nn and optim: what lists a module looks at each name, and would load torch for it.
+    return sorted({*globals(), "aio"})

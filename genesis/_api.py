@@ -8,60 +8,52 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from . import _fs, _store
 from ._errors import CorruptCheckpointError
 from ._futures import SaveFuture, SaveReport
-from ._writer import Capture, OnBusy, Request, writer
-
-Path = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+from ._options import (
+    FilePath,
+    LoadChoices,
+    LoadOptions,
+    SaveChoices,
+    SaveOptions,
+    check_names,
+    spelled_out,
+)
+from ._writer import Request, writer
 
 
 @overload
 def save(
     state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: Literal[False] = ...,
-    clear: bool = ...,
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport: ...
 @overload
 def save(
     state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: Literal[True],
-    clear: bool = ...,
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    **options: Unpack[SaveOptions],
 ) -> SaveFuture: ...
 @overload
 def save(
-    state_dict: Any,
-    file_path: Path,
-    *,
-    background: bool,
-    clear: bool = ...,
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    state_dict: Any, file_path: FilePath, *, background: bool, **options: Unpack[SaveOptions]
 ) -> SaveReport | SaveFuture: ...
+@spelled_out(SaveChoices)
 def save(
     state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: bool = False,
-    clear: bool = True,
-    capture: Capture = "copy",
-    on_busy: OnBusy = "wait",
-    metadata: Mapping[str, Any] | None = None,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport | SaveFuture:
     """Save a state in one step: the file is the old one or the new one, never a part.
 
@@ -79,6 +71,9 @@ def save(
             pending saves is used up. ``"wait"``; ``"skip"``: save nothing; ``"supersede"``: take
             the place of a save of this path that is queued and not started, else wait.
         metadata: a small mapping of JSON values to store beside the state.
+        sharded: tensors of which this process holds one part of several, as a rank of FSDP does.
+            ``"refuse"`` them: several ranks would write one path, and each file would claim to be
+            the whole. ``"allow"``: save this rank's parts, to a path of its own.
 
     Returns:
         A `SaveReport`, or in the background a `SaveFuture` whose result is one.
@@ -96,36 +91,25 @@ def save(
     Thread-safe. Saves of one path become durable in the order of the calls, also among threads;
     among processes the last to finish wins.
     """
-    request = make_request(
-        state_dict, file_path, clear=clear, capture=capture, on_busy=on_busy, metadata=metadata
-    )
-    return writer.submit(request) if background else writer.save(request)
+    return start(make_request(state_dict, file_path, options), background=background)
 
 
-def make_request(
-    state: Any,
-    file_path: Path,
-    *,
-    clear: bool,
-    capture: Capture,
-    on_busy: OnBusy,
-    metadata: Mapping[str, Any] | None,
-) -> Request:
+def make_request(state: Any, file_path: FilePath, options: SaveOptions) -> Request:
     """Check the arguments of a save.
 
     Raises:
-        ValueError: `capture` or `on_busy` is none of its values.
+        TypeError: an option is unknown.
+        ValueError: the value of an option is none of its choices.
     """
-    _check_choice("capture", capture, ("copy", "deferred"))
-    _check_choice("on_busy", on_busy, ("wait", "skip", "supersede"))
-    clearing = _Clearing(state if clear else None)
+    check_names(options, SaveChoices)
+    clearing = _Clearing(state if options.get("clear") is not False else None)
     path = _fs.resolve(file_path)
-    return Request(path, state, metadata, capture, on_busy, clearing.clear, clearing.note)
+    return Request(path=path, state=state, done=clearing.clear, begin=clearing.note, **options)
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+def start(request: Request, *, background: bool) -> SaveReport | SaveFuture:
+    """Save now, or capture now and save on a thread."""
+    return writer.submit(request) if background else writer.save(request)
 
 
 class _Clearing:
@@ -150,58 +134,45 @@ class _Clearing:
 def save_checkpoint(
     model_state_dict: Any,
     optimizer_state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: Literal[False] = ...,
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport: ...
 @overload
 def save_checkpoint(
     model_state_dict: Any,
     optimizer_state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: Literal[True],
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    **options: Unpack[SaveOptions],
 ) -> SaveFuture: ...
 @overload
 def save_checkpoint(
     model_state_dict: Any,
     optimizer_state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: bool,
-    capture: Capture = ...,
-    on_busy: OnBusy = ...,
-    metadata: Mapping[str, Any] | None = ...,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport | SaveFuture: ...
+@spelled_out(SaveChoices)
 def save_checkpoint(
     model_state_dict: Any,
     optimizer_state_dict: Any,
-    file_path: Path,
+    file_path: FilePath,
     *,
     background: bool = False,
-    capture: Capture = "copy",
-    on_busy: OnBusy = "wait",
-    metadata: Mapping[str, Any] | None = None,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport | SaveFuture:
     """Save ``{"model_state_dict": ..., "optimizer_state_dict": ...}`` with `save`.
 
     The dict that is cleared afterwards is that outer one: the two that were passed stay as they
     are. Everything else is as for `save`.
     """
-    return save(
-        checkpoint_of(model_state_dict, optimizer_state_dict),
-        file_path,
-        background=background,
-        capture=capture,
-        on_busy=on_busy,
-        metadata=metadata,
-    )
+    checkpoint = checkpoint_of(model_state_dict, optimizer_state_dict)
+    return start(make_request(checkpoint, file_path, options), background=background)
 
 
 def checkpoint_of(model_state_dict: Any, optimizer_state_dict: Any) -> dict[str, Any]:
@@ -209,14 +180,8 @@ def checkpoint_of(model_state_dict: Any, optimizer_state_dict: Any) -> dict[str,
     return {"model_state_dict": model_state_dict, "optimizer_state_dict": optimizer_state_dict}
 
 
-def load(
-    file_path: Path,
-    *,
-    verify: bool | None = None,
-    mmap: bool = False,
-    weights_only: bool = False,
-    map_location: Any = None,
-) -> Any:
+@spelled_out(LoadChoices)
+def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
     """Load what `save`, `pickle.dump` or `dill.dump` wrote.
 
     If a background save of the path is under way in this process, it is waited for first. If the
@@ -241,39 +206,28 @@ def load(
 
     Thread-safe, and safe beside any number of writers: it sees the old file or the new one.
     """
-    path = _settled(file_path)
-    return _store.load(
-        path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
-    )
+    check_names(options, LoadChoices)
+    return _store.load(_settled(file_path), **options)
 
 
-def _settled(file_path: Path) -> str:
+def _settled(file_path: FilePath) -> str:
     """The real path of a file, once every background save of it that is under way has ended."""
     path = _fs.resolve(file_path)
     concurrent.futures.wait(writer.pending(path))
     return path
 
 
-def load_checkpoint(
-    file_path: Path,
-    *,
-    verify: bool | None = None,
-    mmap: bool = False,
-    weights_only: bool = False,
-    map_location: Any = None,
-) -> tuple[Any, Any]:
+@spelled_out(LoadChoices)
+def load_checkpoint(file_path: FilePath, **options: Unpack[LoadOptions]) -> tuple[Any, Any]:
     """Load a checkpoint; return ``(model_state_dict, optimizer_state_dict)``.
 
     Raises:
         KeyError: the file holds no such checkpoint. Otherwise as `load`.
     """
-    state = load(
-        file_path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
-    )
-    return parts_of(state, file_path)
+    return parts_of(load(file_path, **options), file_path)
 
 
-def parts_of(state: Any, file_path: Path) -> tuple[Any, Any]:
+def parts_of(state: Any, file_path: FilePath) -> tuple[Any, Any]:
     """The two parts of a loaded checkpoint."""
     try:
         return state["model_state_dict"], state["optimizer_state_dict"]
@@ -284,7 +238,7 @@ def parts_of(state: Any, file_path: Path) -> tuple[Any, Any]:
         ) from exc
 
 
-def load_metadata(file_path: Path) -> dict[str, Any]:
+def load_metadata(file_path: FilePath) -> dict[str, Any]:
     """What `save` was given as ``metadata``, ``{}`` if nothing.
 
     Only the ends of the file are read and verified, so it takes as long for any size, and nothing
@@ -341,12 +295,12 @@ def configure(
 def prewarm(state_dict: Any) -> None:
     """Make staging memory for a state of this size present, so that the first background save
     stalls no longer than the later ones. Raises as `save` does where the state cannot be saved."""
-    with _store.arenas.borrow(_store.plan(state_dict).size) as arena:
+    with _store.arenas.borrow(_store.plan(state_dict, sharded="allow").size) as arena:
         arena.prefault()
 
 
 def safe_load_checkpoint(
-    file_path: Path, model: Any, optimizer: Any = None, *, weights_only: bool = False
+    file_path: FilePath, model: Any, optimizer: Any = None, *, weights_only: bool = False
 ) -> bool:
     """Load a checkpoint into a model and an optimizer; say what happened; never raise an Exception.
 
@@ -400,7 +354,7 @@ def _load_optimizer(state: Any, optimizer: Any) -> None:
         _say("Optimizer state loaded successfully")
 
 
-def validate_checkpoint(file_path: Path) -> tuple[bool, str]:
+def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     """Check a checkpoint file without running anything from it.
 
     Verifies every checksum, then judges the structure from the skeleton's opcodes: a dict with a

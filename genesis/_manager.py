@@ -9,13 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from . import _api, _fs
 from ._atomic import BACKUP_SUFFIX
 from ._futures import SaveFuture, SaveReport
+from ._options import FilePath, SaveChoices, SaveOptions, check_names, spelled_out
 from ._retention import keep_last
-from ._writer import Request, writer
+from ._writer import Request
 
 _NAME = re.compile(r"epoch_(\d+)\.pth")
 
@@ -34,7 +35,7 @@ class CheckpointManager:
         ValueError: `max_checkpoints` is less than 1.
     """
 
-    def __init__(self, checkpoint_dir: _api.Path, max_checkpoints: int = 5) -> None:
+    def __init__(self, checkpoint_dir: FilePath, max_checkpoints: int = 5) -> None:
         if max_checkpoints < 1:
             raise ValueError(f"max_checkpoints must be at least 1, not {max_checkpoints}")
         self.checkpoint_dir = os.fsdecode(checkpoint_dir)
@@ -42,33 +43,66 @@ class CheckpointManager:
 
     @overload
     def save_checkpoint(
-        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: Literal[False] = ...
+        self,
+        model: Any,
+        optimizer: Any,
+        epoch: int,
+        loss: Any,
+        *,
+        background: Literal[False] = ...,
+        **options: Unpack[SaveOptions],
     ) -> SaveReport: ...
     @overload
     def save_checkpoint(
-        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: Literal[True]
+        self,
+        model: Any,
+        optimizer: Any,
+        epoch: int,
+        loss: Any,
+        *,
+        background: Literal[True],
+        **options: Unpack[SaveOptions],
     ) -> SaveFuture: ...
     @overload
     def save_checkpoint(
-        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: bool
+        self,
+        model: Any,
+        optimizer: Any,
+        epoch: int,
+        loss: Any,
+        *,
+        background: bool,
+        **options: Unpack[SaveOptions],
     ) -> SaveReport | SaveFuture: ...
+    @spelled_out(SaveChoices)
     def save_checkpoint(
-        self, model: Any, optimizer: Any, epoch: int, loss: Any, *, background: bool = False
+        self,
+        model: Any,
+        optimizer: Any,
+        epoch: int,
+        loss: Any,
+        *,
+        background: bool = False,
+        **options: Unpack[SaveOptions],
     ) -> SaveReport | SaveFuture:
         """Save the states of a model and an optimizer with `epoch`, `loss` and a timestamp.
 
         Args:
             model, optimizer: anything with a ``state_dict()``.
-            background: as for `save`. Older checkpoints are removed when the new one is durable.
+            background and every other option: as for `save`. Older checkpoints are removed when the
+                new one is durable.
 
         Raises:
             OSError: as `save`; or an old checkpoint could not be removed.
         """
-        request = self.request(model, optimizer, epoch, loss)
-        return writer.submit(request) if background else writer.save(request)
+        request = self.request(model, optimizer, epoch, loss, options)
+        return _api.start(request, background=background)
 
-    def request(self, model: Any, optimizer: Any, epoch: int, loss: Any) -> Request:
+    def request(
+        self, model: Any, optimizer: Any, epoch: int, loss: Any, options: SaveOptions
+    ) -> Request:
         """The save of one epoch, with the removal of old ones at its end."""
+        check_names(options, SaveChoices)
         _fs.make_directories(self.checkpoint_dir)
         checkpoint = {
             "epoch": epoch,
@@ -78,7 +112,7 @@ class CheckpointManager:
             "timestamp": time.time(),
         }
         path = _fs.resolve(os.path.join(self.checkpoint_dir, f"epoch_{epoch:06d}.pth"))
-        return Request(path, checkpoint, None, "copy", "wait", self._prune_after(path))
+        return Request(path=path, state=checkpoint, done=self._prune_after(path), **options)
 
     def _prune_after(self, path: str) -> Callable[[], None]:
         def prune() -> None:

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from . import _frameworks
 from ._errors import UnpicklableStateError
+from ._options import Sharded
 from ._plan import Call, DataRegion, Plan
 
 _PROTOCOL = 5
@@ -47,10 +48,14 @@ class _Skeleton(list[bytes]):
         self.append(data if type(data) is bytes else bytes(data))
 
 
-def plan(state: object) -> Plan:
+def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
     """Pickle the structure of `state` and lay out its arrays, without copying them.
 
     The plan refers to the arrays' memory: it holds the values they have when they are copied.
+
+    Args:
+        sharded: what to do with a tensor of which this process holds one part of several.
+            ``"refuse"`` it; ``"allow"``: save the part, for a path of each rank's own.
 
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.

@@ -28,6 +28,7 @@ from ._errors import (
 )
 from ._foreign import load_pickle, read_pickle
 from ._memory import Filler, private_memory
+from ._options import Sharded
 from ._plan import SMALL, Piece, Plan
 from ._version import __version__
 
@@ -69,14 +70,19 @@ class Job:
         return self.plan.size
 
 
-def plan(state: object, metadata: Mapping[str, Any] | None = None) -> Job:
+def plan(
+    state: object, metadata: Mapping[str, Any] | None = None, *, sharded: Sharded = "refuse"
+) -> Job:
     """Pickle the structure of `state` and lay out its arrays; nothing is copied yet.
+
+    Args:
+        sharded: see `_pickling.plan`.
 
     Raises:
         UnpicklableStateError: something in it cannot be saved.
         TypeError, ValueError: `metadata` is not JSON.
     """
-    made = _pickling.plan(state)
+    made = _pickling.plan(state, sharded=sharded)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
         index = _format.encode_index(made.pickler, f"genesis {__version__}", python, metadata or {})

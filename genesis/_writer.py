@@ -28,34 +28,28 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
 
 from . import _store
 from ._arena import Arena
 from ._futures import Failure, Outcome, SaveFuture, SaveReport, log
 from ._locks import Turns
+from ._options import SaveChoices
 from ._pool import Pool
-
-Capture = Literal["copy", "deferred"]
-OnBusy = Literal["wait", "skip", "supersede"]
 
 _UNSEEN_KEPT = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call of `save`, in terms of the writer."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(SaveChoices):
+    """One call of `save`, in terms of the writer: its options, and these."""
 
     path: str
     state: object
-    metadata: Mapping[str, Any] | None
-    capture: Capture
-    on_busy: OnBusy
-    done: Callable[[], None]
+    done: Callable[[], None] = lambda: None
     """Called when the file is durable, before the save's turn ends."""
     begin: Callable[[], None] = lambda: None
     """Called when the state is about to be captured, which may be long after the call of `save`."""
@@ -141,7 +135,7 @@ class Writer:
             turn.wait()
             ready = time.perf_counter()
             request.begin()
-            job = _store.plan(request.state, request.metadata)
+            job = _store.plan(request.state, request.metadata, sharded=request.sharded)
             planned = time.perf_counter()
             written = _store.save(request.path, job)
             request.done()
@@ -193,7 +187,7 @@ class Writer:
         request = task.request
         ready = time.perf_counter()
         request.begin()
-        task.job = _store.plan(request.state, request.metadata)
+        task.job = _store.plan(request.state, request.metadata, sharded=request.sharded)
         if (freed := self._reserve(task)) is not None:
             return freed
         task.arena = _store.arenas.take(task.job.size)

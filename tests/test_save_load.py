@@ -907,9 +907,8 @@ def test_validate_waits_for_the_save_that_is_under_way(path: Path) -> None:
         lambda path: genesis.load(path, False),
         lambda path: genesis.load(path, weight_only=True),
         lambda path: genesis.save_checkpoint({}, path),
-        lambda path: genesis.save_checkpoint({}, {}, path, clear=False),
     ],
-    ids=range(7),
+    ids=range(6),
 )
 def test_arguments_that_are_not_there_are_type_errors(
     path: Path, call: Callable[[Path], object]

@@ -1,8 +1,7 @@
 """Every Python block of the specification, run as it stands there.
 
-`genesis.nn` and `genesis.optim` are torch's; the names that the blocks leave to their reader
-(`train_one_epoch`, `val_loader`, ...) are a small training run on real data. Nothing in a block is
-changed before it runs.
+The names that the blocks leave to their reader (`train_one_epoch`, `val_loader`, ...) are a small
+training run on real data. Nothing in a block is changed before it runs, and nothing in genesis.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import doctest
 import inspect
 import os
 import re
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -71,13 +69,6 @@ PROGRAMS = [block for block in BLOCKS if not is_signature(block) and not is_draw
 
 if not BLOCKS:
     pytest.skip(f"the specification is not at {SPEC}", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def _genesis_with_a_framework(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, module in (("nn", nn), ("optim", torch.optim)):
-        monkeypatch.setattr(genesis, name, module, raising=False)
-        monkeypatch.setitem(sys.modules, f"genesis.{name}", module)
 
 
 @pytest.fixture(autouse=True)

@@ -7,18 +7,26 @@ test_readme.
 
 from __future__ import annotations
 
+import asyncio
 import copy
+import dataclasses
 import inspect
 import pickle
+import pickletools
+import subprocess
+import sys
 import types
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 import genesis
 import genesis.aio
+from genesis import _options
 
+SAVE_OPTIONS = "clear=None, capture='copy', on_busy='wait', metadata=None, sharded='refuse'"
 CALLS = {
     "add_safe_globals": "(objects)",
     "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None)",
@@ -31,13 +39,9 @@ CALLS = {
     "prewarm": "(state_dict)",
     "safe_globals": "(objects)",
     "safe_load_checkpoint": "(file_path, model, optimizer=None, *, weights_only=False)",
-    "save": (
-        "(state_dict, file_path, *, background=False, clear=True, capture='copy', "
-        "on_busy='wait', metadata=None)"
-    ),
+    "save": f"(state_dict, file_path, *, background=False, {SAVE_OPTIONS})",
     "save_checkpoint": (
-        "(model_state_dict, optimizer_state_dict, file_path, *, background=False, capture='copy', "
-        "on_busy='wait', metadata=None)"
+        f"(model_state_dict, optimizer_state_dict, file_path, *, background=False, {SAVE_OPTIONS})"
     ),
     "validate_checkpoint": "(file_path)",
 }
@@ -57,7 +61,9 @@ MANAGER = {
     "__init__": "(self, checkpoint_dir, max_checkpoints=5)",
     "checkpoints": "(self)",
     "latest": "(self)",
-    "save_checkpoint": "(self, model, optimizer, epoch, loss, *, background=False)",
+    "save_checkpoint": (
+        f"(self, model, optimizer, epoch, loss, *, background=False, {SAVE_OPTIONS})"
+    ),
 }
 FUTURE = {
     "result": "(self, timeout=None)",
@@ -101,7 +107,7 @@ def test_nothing_but_submodules_is_public_beside_all(module: types.ModuleType) -
     public = {name for name in vars(module) if not name.startswith("_")}
     others = public - set(module.__all__)
     assert all(inspect.ismodule(getattr(module, name)) for name in others), others
-    assert others <= {"aio", "integrations"}
+    assert others <= {"aio", "nn", "optim"}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -122,7 +128,7 @@ def test_the_signature_of_an_awaitable_call(name: str) -> None:
 def test_the_signature_of_the_manager(name: str) -> None:
     assert signature(getattr(genesis.CheckpointManager, name)) == MANAGER[name]
     twin = signature(getattr(genesis.aio.CheckpointManager, name))
-    assert twin == MANAGER[name].replace(", *, background=False", "")
+    assert twin == MANAGER[name].replace("background=False, ", "")
 
 
 @pytest.mark.parametrize("name", FUTURE)
@@ -199,7 +205,7 @@ def test_where_an_error_stands(name: str) -> None:
     error = getattr(genesis, name)
     assert issubclass(error, genesis.GenesisError)
     assert issubclass(error, ERRORS[name])
-    assert error.__module__.startswith("genesis")
+    assert error.__module__ == "genesis"
 
 
 def test_the_warning_is_one_of_the_user() -> None:
@@ -245,6 +251,127 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_aio_is_there_after_a_plain_import() -> None:
     assert genesis.__getattr__("aio") is genesis.aio
+
+
+def test_aio_is_listed() -> None:
+    assert "aio" in dir(genesis)
+    assert set(genesis.__all__) <= set(dir(genesis))
+
+
+@pytest.mark.parametrize("module", [genesis, genesis.aio], ids=["genesis", "aio"])
+def test_a_public_object_says_where_users_find_it(module: types.ModuleType) -> None:
+    things = [getattr(module, name) for name in module.__all__ if name != "__version__"]
+    assert {thing.__module__ for thing in things} == {module.__name__}
+
+
+def test_a_pickle_of_a_public_object_names_no_private_module() -> None:
+    for thing in (genesis.SaveReport("a.pth"), *MADE, genesis.SaveFuture, genesis.aio.save):
+        names = [
+            argument
+            for _opcode, argument, _place in pickletools.genops(pickle.dumps(thing))
+            if isinstance(argument, str) and argument.startswith("genesis")
+        ]
+        assert names[:1] in (["genesis"], ["genesis.aio"]), thing
+
+
+def test_the_types_of_a_report_can_be_looked_up() -> None:
+    hints = get_type_hints(genesis.SaveReport)
+    assert get_args(hints["outcome"]) == ("durable", "skipped", "superseded")
+
+
+# --- Options --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choices", "options"),
+    [(_options.SaveChoices, _options.SaveOptions), (_options.LoadChoices, _options.LoadOptions)],
+    ids=["save", "load"],
+)
+def test_the_options_are_the_same_for_mypy_and_when_they_run(choices: Any, options: Any) -> None:
+    types_of = {field.name: field.type for field in dataclasses.fields(choices)}
+    assert types_of == {
+        name: hint.__forward_arg__ for name, hint in options.__annotations__.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["load", "load_checkpoint", "save", "save_checkpoint"])
+def test_an_unknown_option_is_refused_with_those_that_are_known(name: str, path: Path) -> None:
+    arguments = [{}] * name.count("save") + [{}] * (name == "save_checkpoint") + [path]
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cleer'; the options are"):
+        getattr(genesis, name)(*arguments, cleer=False)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'cleer'; the options are"):
+        asyncio.run(getattr(genesis.aio, name)(*arguments, cleer=False))
+
+
+class Stateful:
+    def state_dict(self) -> dict[str, int]:
+        return {"a": 1}
+
+
+def every_option(**changed: Any) -> dict[str, Any]:
+    return {"clear": False, "capture": "deferred", "on_busy": "supersede", "metadata": {"run": 3},
+            "sharded": "allow", **changed}  # fmt: skip
+
+
+def test_the_manager_and_aio_take_every_option(path: Path) -> None:
+    assert set(every_option()) == set(_options.SaveOptions.__annotations__)
+    manager, twin = genesis.CheckpointManager(path), genesis.aio.CheckpointManager(path)
+    thing = Stateful()
+    manager.save_checkpoint(thing, thing, 1, 0.5, **every_option())
+    manager.save_checkpoint(thing, thing, 2, 0.5, background=True, **every_option()).result()
+    asyncio.run(twin.save_checkpoint(thing, thing, 3, 0.5, **every_option()))
+    for saved in manager.checkpoints().values():
+        assert genesis.load_metadata(saved) == {"run": 3}
+    for name in ("capture", "on_busy", "sharded"):
+        with pytest.raises(ValueError, match=f"{name} must be one of '"):
+            manager.save_checkpoint(thing, thing, 4, 0.5, **every_option(**{name: "x"}))
+        with pytest.raises(ValueError, match=f"{name} must be one of '"):
+            asyncio.run(twin.save_checkpoint(thing, thing, 4, 0.5, **every_option(**{name: "x"})))
+
+
+# --- torch's modules ------------------------------------------------------------------------------
+
+
+def program(code: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_nn_and_optim_are_those_of_torch() -> None:
+    program(
+        "import genesis, sys\n"
+        "assert 'torch' not in sys.modules\n"
+        "import genesis.nn as nn, genesis.optim as optim\n"
+        "import genesis.nn.functional as F\n"
+        "from genesis.optim.lr_scheduler import StepLR\n"
+        "import torch\n"
+        "assert nn.Linear is torch.nn.Linear is genesis.nn.Linear\n"
+        "assert F is torch.nn.functional is nn.functional\n"
+        "assert optim.Adam is torch.optim.Adam and StepLR is torch.optim.lr_scheduler.StepLR\n"
+        "assert 'Linear' in dir(nn) and 'Adam' in dir(optim)\n"
+    )
+    program("import genesis, sys; assert genesis.nn.Linear.__module__.startswith('torch.')")
+
+
+@pytest.mark.parametrize("name", ["nn", "optim"])
+def test_without_torch_nn_and_optim_say_what_to_install(name: str) -> None:
+    program(
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import genesis\n"
+        "dir(genesis)\n"
+        f"for attempt in (lambda: __import__('genesis.{name}'), lambda: genesis.{name}):\n"
+        "    try:\n"
+        "        attempt()\n"
+        "    except ModuleNotFoundError as exc:\n"
+        f"        assert 'genesis.{name} is torch.{name}' in str(exc), exc\n"
+        "        assert 'pip install torch' in str(exc), exc\n"
+        "    else:\n"
+        "        raise AssertionError\n"
+    )
 
 
 def test_the_version_is_one() -> None:

@@ -4,6 +4,7 @@ The event loop is held for the capture of a state, and for a look at its path: w
 loading happen on threads. Cancelling a call never cuts a write that has begun (`genesis._bridge`).
 """
 
+from .. import _public
 from ._calls import (
     load,
     load_async,
@@ -31,3 +32,5 @@ __all__ = [
     "stream",
     "validate_checkpoint",
 ]
+
+_public.publish(globals())

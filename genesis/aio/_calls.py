@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from .. import _api, _bridge, _fs
 from .._futures import SaveReport
-from .._writer import Capture, OnBusy, Request, Task, writer
+from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
+from .._writer import Request, Task, writer
 
 
-async def save(
-    state_dict: Any,
-    file_path: _api.Path,
-    *,
-    clear: bool = True,
-    capture: Capture = "copy",
-    on_busy: OnBusy = "wait",
-    metadata: Mapping[str, Any] | None = None,
-) -> SaveReport:
+@spelled_out(SaveChoices)
+async def save(state_dict: Any, file_path: FilePath, **options: Unpack[SaveOptions]) -> SaveReport:
     """Save a state; return when it is durable. Arguments and errors are those of `genesis.save`.
 
     The state is captured when the coroutine first runs, before it first suspends, unless it has to
@@ -31,10 +24,7 @@ async def save(
     Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
     ends and the file is written.
     """
-    request = _api.make_request(
-        state_dict, file_path, clear=clear, capture=capture, on_busy=on_busy, metadata=metadata
-    )
-    return await submit(request)
+    return await submit(_api.make_request(state_dict, file_path, options))
 
 
 async def submit(request: Request) -> SaveReport:
@@ -48,64 +38,38 @@ async def submit(request: Request) -> SaveReport:
     return await _bridge.wait(future)
 
 
+@spelled_out(SaveChoices)
 async def save_checkpoint(
     model_state_dict: Any,
     optimizer_state_dict: Any,
-    file_path: _api.Path,
-    *,
-    capture: Capture = "copy",
-    on_busy: OnBusy = "wait",
-    metadata: Mapping[str, Any] | None = None,
+    file_path: FilePath,
+    **options: Unpack[SaveOptions],
 ) -> SaveReport:
     """`genesis.save_checkpoint`, awaited; cancellation as for `save`."""
     checkpoint = _api.checkpoint_of(model_state_dict, optimizer_state_dict)
-    return await save(checkpoint, file_path, capture=capture, on_busy=on_busy, metadata=metadata)
+    return await save(checkpoint, file_path, **options)
 
 
-async def load(
-    file_path: _api.Path,
-    *,
-    verify: bool | None = None,
-    mmap: bool = False,
-    weights_only: bool = False,
-    map_location: Any = None,
-) -> Any:
+@spelled_out(LoadChoices)
+async def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
     """`genesis.load` on a thread. Cancelling returns at once and drops what is loaded."""
     path = _fs.resolve(file_path)  # now: another task may change the working directory meanwhile
-    return await _bridge.call(
-        partial(
-            _api.load,
-            path,
-            verify=verify,
-            mmap=mmap,
-            weights_only=weights_only,
-            map_location=map_location,
-        )
-    )
+    return await _bridge.call(partial(_api.load, path, **options))
 
 
-async def load_checkpoint(
-    file_path: _api.Path,
-    *,
-    verify: bool | None = None,
-    mmap: bool = False,
-    weights_only: bool = False,
-    map_location: Any = None,
-) -> tuple[Any, Any]:
+@spelled_out(LoadChoices)
+async def load_checkpoint(file_path: FilePath, **options: Unpack[LoadOptions]) -> tuple[Any, Any]:
     """`genesis.load_checkpoint` on a thread; cancellation as for `load`."""
-    state = await load(
-        file_path, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
-    )
-    return _api.parts_of(state, file_path)
+    return _api.parts_of(await load(file_path, **options), file_path)
 
 
-async def load_metadata(file_path: _api.Path) -> dict[str, Any]:
+async def load_metadata(file_path: FilePath) -> dict[str, Any]:
     """`genesis.load_metadata` on a thread."""
     return await _bridge.call(partial(_api.load_metadata, _fs.resolve(file_path)))
 
 
 async def safe_load_checkpoint(
-    file_path: _api.Path, model: Any, optimizer: Any = None, *, weights_only: bool = False
+    file_path: FilePath, model: Any, optimizer: Any = None, *, weights_only: bool = False
 ) -> bool:
     """`genesis.safe_load_checkpoint` on a thread. A call that was cancelled may still load into
     the model afterwards."""
@@ -114,7 +78,7 @@ async def safe_load_checkpoint(
     )
 
 
-async def validate_checkpoint(file_path: _api.Path) -> tuple[bool, str]:
+async def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     """`genesis.validate_checkpoint` on a thread."""
     return await _bridge.call(partial(_api.validate_checkpoint, file_path))
 

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
-from .. import _api, _manager
+from .. import _manager
 from .._futures import SaveReport
+from .._options import FilePath, SaveChoices, SaveOptions, spelled_out
 from ._calls import submit
 
 
 class CheckpointManager:
     """`genesis.CheckpointManager` whose `save_checkpoint` is awaited."""
 
-    def __init__(self, checkpoint_dir: _api.Path, max_checkpoints: int = 5) -> None:
+    def __init__(self, checkpoint_dir: FilePath, max_checkpoints: int = 5) -> None:
         self._manager = _manager.CheckpointManager(checkpoint_dir, max_checkpoints)
 
+    @spelled_out(SaveChoices)
     async def save_checkpoint(
-        self, model: Any, optimizer: Any, epoch: int, loss: Any
+        self, model: Any, optimizer: Any, epoch: int, loss: Any, **options: Unpack[SaveOptions]
     ) -> SaveReport:
         """Save one epoch; return when it is durable and older ones are removed. Cancellation as for
         `genesis.aio.save`."""
-        return await submit(self._manager.request(model, optimizer, epoch, loss))
+        return await submit(self._manager.request(model, optimizer, epoch, loss, options))
 
     def checkpoints(self) -> dict[int, str]:
         """The path of each epoch's checkpoint, lowest epoch first."""

@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from .. import _api, _bridge, _fs, _store
+from .. import _bridge, _fs, _store
+from .._options import FilePath
 
 
-async def stream(file_path: _api.Path, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
+async def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
     """The bytes of a checkpoint file, in order, in pieces of at most `chunk_size` bytes.
 
     The file that is open when the first piece is asked for is the one that is streamed: saves of

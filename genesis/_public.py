@@ -1,0 +1,24 @@
+"""Gives public objects the name of the module where users find them.
+
+It renames what a module lists in ``__all__`` and touches nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_type_hints
+
+
+def publish(namespace: dict[str, Any]) -> None:
+    """Let each class and function in ``__all__`` say that it is of this module: a pickle, `help`
+    and a traceback then show no private module, and moving the code breaks no pickle.
+
+    Args:
+        namespace: the module's ``globals()``.
+    """
+    for name in namespace["__all__"]:
+        thing = namespace[name]
+        if getattr(thing, "__module__", "").startswith("genesis."):
+            if "__annotations__" in vars(thing) and isinstance(thing, type):
+                # Looked up while they still can be: by the name of the module that wrote them.
+                thing.__annotations__ = get_type_hints(thing)
+            thing.__module__ = namespace["__name__"]
