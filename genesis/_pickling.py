@@ -19,7 +19,7 @@ from operator import attrgetter, methodcaller
 from types import FunctionType
 from typing import Any, Protocol
 
-from . import _frameworks
+from . import _frameworks, _outside
 from ._errors import UnpicklableStateError
 from ._options import Sharded
 from ._plan import Call, DataRegion, Plan
@@ -111,6 +111,11 @@ def _dump(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _
     return skeleton.behind(opcodes)
 
 
+def _reducer_for(cls: type, region: DataRegion) -> _frameworks.Reducer | None:
+    """How instances of a class are reduced by either pickler; asked once a class and pickler."""
+    return _outside.reducer_for(cls) or _frameworks.reducer_for(cls, region)
+
+
 _own_reduction = methodcaller("__reduce_ex__", _PROTOCOL)
 _reduction_of_call = attrgetter("reduction")
 
@@ -129,7 +134,7 @@ class _Reducers(dict[type, _frameworks.Reducer]):
     def __missing__(self, cls: type) -> _frameworks.Reducer:
         if issubclass(cls, type):
             raise KeyError(cls)  # a class: the pickler knows how
-        reducer = _frameworks.reducer_for(cls, self._region) or _own_reduction
+        reducer = _reducer_for(cls, self._region) or _own_reduction
         self[cls] = reducer
         return reducer
 
@@ -158,7 +163,7 @@ def _dill_pickler() -> Callable[..., _Pickler]:
             if (cls is FunctionType or issubclass(cls, type)) and _goes_by_name(obj):
                 return obj.__qualname__
             if cls not in self._found:
-                self._found[cls] = _frameworks.reducer_for(cls, self._region)
+                self._found[cls] = _reducer_for(cls, self._region)
             reducer = self._found[cls]
             return NotImplemented if reducer is None else reducer(obj)
 
