@@ -17,8 +17,9 @@ _ZIP = b"PK\x03\x04"
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
 
 
-def load_pickle(path: str, fd: int, *, weights_only: bool) -> Any:
-    """Unpickle an open file, with dill, which reads both kinds. `path` is for messages.
+def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = None) -> Any:
+    """Unpickle an open file, with dill, which reads both kinds. `path` is for messages, the
+    rest as for `genesis.load`.
 
     Raises:
         NotACheckpointError: it is not one whole pickle, or cannot be unpickled.
@@ -28,9 +29,9 @@ def load_pickle(path: str, fd: int, *, weights_only: bool) -> Any:
     if weights_only:
         from . import _restricted
 
-        return _restricted.load(stream, data=None, path=path)
+        return _restricted.load(stream, data=None, path=path, map_location=map_location)
     try:
-        return _pickling.load_foreign(io.BytesIO(stream))
+        return _pickling.load_foreign(io.BytesIO(stream), map_location=map_location)
     except Exception as exc:
         raise NotACheckpointError(
             path, f"the pickle cannot be loaded ({type(exc).__name__}: {exc})"

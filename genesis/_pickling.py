@@ -243,11 +243,16 @@ def _unpickler(pickler: str) -> Any:
         map_location: Any = None
 
         def find_class(self, module: str, name: str, /) -> Any:
-            if module.startswith("torch"):
+            root = module.partition(".")[0]
+            if root == "torch":
                 from ._frameworks import torch
 
                 if found := torch.constructor(module, name, self.map_location):
                     return found
+            elif root == "numpy":
+                from ._frameworks import numpy
+
+                module = numpy.here(module)
             return super().find_class(module, name)
 
     return Unpickler
@@ -262,9 +267,9 @@ def _storage_maker(map_location: Any) -> Callable[..., Any]:
     return make_storage
 
 
-def load_foreign(file: Any) -> Any:
+def load_foreign(file: Any, *, map_location: Any = None) -> Any:
     """Unpickle what plain ``pickle.dump`` or ``dill.dump`` wrote."""
-    import dill
-
+    unpickler = _unpickler("dill")(file)
+    unpickler.map_location = map_location
     with _gc_paused():
-        return dill.Unpickler(file).load()
+        return unpickler.load()

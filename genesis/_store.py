@@ -342,7 +342,7 @@ def _load_one(
         try:
             opened = open_file(path, fd)
         except NotACheckpointError:
-            return load_pickle(path, fd, weights_only=weights_only)
+            return load_pickle(path, fd, weights_only=weights_only, map_location=map_location)
         if mmap:
             stream = _mapped(opened, verify=bool(verify))
         else:

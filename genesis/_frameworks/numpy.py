@@ -128,3 +128,20 @@ def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
     }
     titles = [field[2] if len(field) > 2 else None for field in fields]
     return record | {"titles": titles} if any(titles) else record
+
+
+_FIRST = np.__version__.startswith("1.")
+_CORE = "numpy.core" if _FIRST else "numpy._core"
+_NEW = {"numpy.rec": "numpy.core.records", "numpy.char": "numpy.core.defchararray"}
+"""Modules that NumPy 1 has no such names of."""
+
+
+def here(module: str) -> str:
+    """The name that a module of NumPy's core has in this version. Files name it as the version that
+    wrote them did; NumPy 2 warns of the old names, NumPy 1 lacks most of the new ones."""
+    if _FIRST and module in _NEW:
+        return _NEW[module]
+    for core in ("numpy.core", "numpy._core"):
+        if module == core or module.startswith(core + "."):
+            return _CORE + module.removeprefix(core)
+    return module

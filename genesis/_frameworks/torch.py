@@ -7,6 +7,8 @@ keeps torch's own reduction, over storages of ours.
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Container
 from typing import Any
 
@@ -21,6 +23,7 @@ from torch._utils import (
 )
 from torch.multiprocessing.reductions import rebuild_typed_storage
 from torch.nn import Parameter
+from torch.serialization import default_restore_location
 from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
 from .._plan import DATA, Call, DataRegion
@@ -42,6 +45,9 @@ PLAIN_DTYPES = frozenset(
     }
 )
 """Dtypes that `_rebuild_tensor_v2` takes; newer ones go through `_rebuild_tensor_v3`."""
+
+_DTYPE = re.compile(r"(bits|q?u?int|b?float|complex)\d\w*", re.ASCII)
+"""What a dtype is called, also one that this torch does not know yet."""
 
 _DENSE = frozenset({_rebuild_tensor_v2, _rebuild_tensor_v3})
 
@@ -279,12 +285,32 @@ def make_storage(
 
 
 def constructor(module: str, name: str, map_location: Any) -> Any:
-    """A constructor of ours for one that a skeleton names, ``None`` for all others."""
+    """A constructor of ours for one that a skeleton or a plain pickle names, ``None`` for all
+    others.
+
+    Raises:
+        AttributeError: it is a dtype that this torch does not have.
+    """
+    if module == "torch":
+        return _check_dtype(name)
     if (module, name) == (_StorageBase.__module__, "_StorageBase.cuda"):
         return lambda storage, index: _to_cuda(storage, index, map_location)
-    if (module, name) == (_rebuild_tensor_v2.__module__, "_rebuild_tensor_v2"):
-        return None if detect_fake_mode(None) else _rebuild_tensor
-    return None
+    if (module, name) == (_StorageBase.__module__, "_load_from_bytes"):
+        return lambda content: _load_from_bytes(content, map_location)
+    return None if detect_fake_mode(None) else _OURS.get((module, name))
+
+
+def _check_dtype(name: str) -> None:
+    if _DTYPE.fullmatch(name) and not hasattr(torch, name):
+        raise AttributeError(
+            f"the file holds tensors of torch.{name}, a dtype that torch {torch.__version__} does "
+            "not have; load it with a later torch"
+        )
+
+
+def _load_from_bytes(content: bytes, map_location: Any) -> Any:
+    """What pickle makes of a storage without genesis: a file of torch.save in the stream."""
+    return torch.load(io.BytesIO(content), map_location=map_location, weights_only=False)
 
 
 def _rebuild_tensor(
@@ -307,6 +333,24 @@ def _rebuild_tensor(
     return tensor
 
 
+def _rebuild_sparse_tensor(layout: torch.layout, data: tuple[Any, ...]) -> torch.Tensor:
+    """torch's function of this name puts what it made on a list for the end of `torch.load`, where
+    it would stay for ever, and an invalid one fail somebody else's load. Here it is checked now."""
+    if layout is not torch.sparse_coo:
+        check = not data[-2].is_meta
+        return torch.sparse_compressed_tensor(*data, layout=layout, check_invariants=check)
+    indices, values, size, *coalesced = data
+    more = {"is_coalesced": coalesced[0]} if coalesced else {}
+    check = not values.is_meta
+    return torch.sparse_coo_tensor(indices, values, size, check_invariants=check, **more)
+
+
+_OURS: dict[tuple[str, str], Any] = {
+    (_rebuild_tensor_v2.__module__, "_rebuild_tensor_v2"): _rebuild_tensor,
+    (_rebuild_tensor_v2.__module__, "_rebuild_sparse_tensor"): _rebuild_sparse_tensor,
+}
+
+
 def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
     if map_location is not None:
         return _relocate(storage, f"cuda:{index}", map_location)
@@ -320,12 +364,12 @@ def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
 
 
 def _relocate(storage: Any, location: str, map_location: Any) -> Any:
-    """Move a storage as `torch.load` would for this `map_location`."""
+    """Move a storage as `torch.load` does for this `map_location`, with its errors."""
     if callable(map_location):
-        return map_location(storage, location) or storage
+        moved = map_location(storage, location)
+        return default_restore_location(storage, location) if moved is None else moved  # type: ignore[no-untyped-call]
     if isinstance(map_location, dict):
         map_location = map_location.get(location, location)
-    device = torch.device(map_location)
-    if device.type == "meta":
-        return UntypedStorage(storage.nbytes(), device=device)  # type: ignore[no-untyped-call]
-    return storage.to(device=device)
+    elif isinstance(map_location, torch.device):
+        map_location = str(map_location)
+    return default_restore_location(storage, map_location)  # type: ignore[no-untyped-call]

@@ -14,6 +14,7 @@ from .site import (
     REGION,
     Site,
     Token,
+    attribute,
     brief,
     builds,
     check_range,
@@ -161,7 +162,7 @@ def _of_spec(site: Site, spec: Any, *, aligned: bool) -> Any:
     if type(spec) is not Token or spec.name not in EXTENSIONS:
         raise RefusedError(f"{brief(spec)} as a dtype")
     module, name = spec.name.split()
-    return _np().dtype(getattr(framework(module), name))
+    return _np().dtype(attribute(module, name))
 
 
 def _of_pair(site: Site, first: Any, second: Any) -> Any:

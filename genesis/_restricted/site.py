@@ -85,6 +85,20 @@ def framework(name: str) -> Any:
     return import_module(name)
 
 
+def attribute(module: str, name: str) -> Any:
+    """What a framework has under a listed name.
+
+    Raises:
+        RefusedError: nothing: the file was written beside a later version.
+    """
+    found = getattr(framework(module), name, None)
+    if found is None:
+        version = getattr(framework(module), "__version__", "this version")
+        problem = f"{module} {version} has no {name}, which the file needs"
+        raise RefusedError(problem, hint=f"load it with a later {module}")
+    return found
+
+
 class Site:
     """One load: its data region and what may still be spent.
 

@@ -23,8 +23,8 @@ from .site import (
     REGION,
     Site,
     Token,
+    attribute,
     brief,
-    framework,
     require,
 )
 
@@ -75,7 +75,7 @@ class StrictWorld:
         path = f"{module}.{name}"
         if listed(module, name):
             where = CONSTANTS.get(f"{module} {name}")
-            return _attempt(path, _constant, *where) if where else Token(f"{module} {name}")
+            return _attempt(path, attribute, *where) if where else Token(f"{module} {name}")
         if path not in self._safe:
             raise RefusedError("a global that is not on the list", path)
         return self._safe[path]
@@ -157,10 +157,6 @@ class StrictWorld:
         real = tuple(map(self._real, values))
         survey(real, self._site)
         return real
-
-
-def _constant(module: str, name: str) -> object:
-    return getattr(framework(module), name)
 
 
 def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keywords: Any) -> Any:

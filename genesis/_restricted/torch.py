@@ -80,7 +80,11 @@ def _storage(
     site.charge(length)
     from .._frameworks.torch import make_storage
 
-    return make_storage(site.data, "little", length, low, dtype, map_location=site.map_location)
+    where = site.map_location
+    try:
+        return make_storage(site.data, "little", length, low, dtype, map_location=where)
+    except RuntimeError as exc:
+        raise RefusedError(f"no storage at {where!r} ({exc})", hint=_ON_HOST) from exc
 
 
 def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
