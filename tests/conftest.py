@@ -1,4 +1,5 @@
-"""What the tests share: fixtures, and the running of single tests in an interpreter of their own.
+"""What the tests share: fixtures, the running of single tests in an interpreter of their own, and
+the skipping of those that need a library which is not installed.
 
 It knows nothing of what is tested, and loosens no filter of warnings.
 """
@@ -8,9 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
+from optional import OPTIONAL, skip
+
+HERE = Path(__file__).parent
 
 
 @pytest.fixture
@@ -53,3 +58,46 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     long = [item for item in items if item.get_closest_marker("torture")]
     items[:] = [item for item in items if item not in long]
     config.hook.pytest_deselected(items=long)
+
+
+class _Module(pytest.Module):
+    """A file of tests, skipped with the reason where a library that it imports is not installed."""
+
+    def collect(self) -> Sequence[pytest.Item | pytest.Collector]:
+        try:
+            return list(super().collect())
+        except self.CollectError as exc:
+            _skip_if_missing(exc.__cause__)
+            raise
+
+
+def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> pytest.Module:
+    module: pytest.Module = _Module.from_parent(parent, path=module_path)
+    return module
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
+    """The same for a test that imports it itself."""
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        _skip_if_missing(exc)
+        raise
+
+
+def _skip_if_missing(exc: BaseException | None) -> None:
+    """Only an import in a file of the tests is excused: genesis has to do without."""
+    if isinstance(exc, ModuleNotFoundError) and exc.name in OPTIONAL and _is_ours(exc):
+        skip(exc.name)
+
+
+def _is_ours(exc: BaseException) -> bool:
+    """Whether the line that imports stands in the tests, and not in something that they call."""
+    frames = []
+    step = exc.__traceback__
+    while step is not None:
+        frames.append(step.tb_frame.f_code.co_filename)
+        step = step.tb_next
+    places = [Path(name) for name in frames if not name.startswith("<frozen ")]
+    return bool(places) and HERE in places[-1].resolve().parents

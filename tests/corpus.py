@@ -29,8 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
+from optional import nn, torch
 
 
 class Color(enum.Enum):
@@ -154,7 +153,7 @@ class Renamed:
         return {"kept": vars(self)["kept"]}
 
 
-class Net(nn.Module):
+class Net(nn.Module if nn else object):  # type: ignore[misc]
     def __init__(self) -> None:
         torch.manual_seed(2)
         super().__init__()
@@ -258,7 +257,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "large dict": lambda: {str(n): n for n in range(3000)},
     "deep": lambda: _deep(100),
     "enums": lambda: [Color.RED, Color.BLUE, Flags.READ | Flags.WRITE, Level.LOW, {Color.RED: 1}],
-    "dataclasses": lambda: [Config(weights=torch.ones(2)), Frozen()],
+    "dataclasses": lambda: [Config(weights=np.ones(2)), Frozen()],
     "named tuples": lambda: [Point(1, [2]), Pair(1, 2), Point(Pair(3, 4))],
     "slots": Slots,
     "instances": lambda: Node(a=Node(b=[Node()]), c=Concrete(), d=WithMeta()),
@@ -267,7 +266,7 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "getstate": lambda: _with_attribute(Renamed()),
     "exceptions": lambda: [ValueError("a", 1), StateError(3, "why"), KeyError("k")],
     "classes": lambda: [Node, Meta, WithMeta, Color, int, dict, type(None), type(...)],
-    "functions": lambda: [function, len, operator.add, Node.make, np.add, torch.add],
+    "functions": lambda: [function, len, operator.add, Node.make, np.add],
     "methods": lambda: [(node := Node(a=1)), node.method, [3, 4].index],
     "partial": lambda: functools.partial(function, 3, by=5),
     "getters": lambda: [operator.itemgetter(1, 2), operator.attrgetter("a.b")],
@@ -290,7 +289,9 @@ PLAIN: dict[str, Callable[[], Any]] = {
     "numpy objects": lambda: np.array([1, "a", None, [2]], dtype=object),
     "numpy structures": lambda: np.zeros(2, dtype=[("a", "i4"), ("b", "f8", (2,))]),
     "torch tensors": lambda: [torch.ones(2, 3), torch.tensor(1), torch.empty(0), torch.ones(2) > 0],
-    "torch values": lambda: [torch.float32, torch.device("cpu"), torch.Size([1, 2]), torch.strided],
+    "torch values": lambda: [
+        *(torch.float32, torch.device("cpu"), torch.Size([1, 2]), torch.strided, torch.add)
+    ],
     "parameters": lambda: [nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2), False)],
     "shared arrays": _shared_arrays,
     "modules": Net,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
+from optional import torch
 
 _LEAVES = (int, str, bytes, bool, type(None), types.ModuleType)
 
@@ -208,7 +208,7 @@ def _demand(condition: bool, place: str, one: object, other: object) -> None:
 
 
 _COMPARERS: dict[Any, Callable[[_Walk, Any, Any, str], None]] = {
-    torch.Tensor: _tensor,
+    torch.Tensor if torch else (): _tensor,
     np.ndarray: _Walk._array,
     (dict, collections.OrderedDict): _Walk._mapping,
     (list, tuple, collections.deque): _Walk._sequence,

@@ -22,8 +22,8 @@ import anyio
 import anyio.lowlevel
 import numpy as np
 import pytest
-import torch
 from contention import DEADLINE, descriptors, held, join_threads, litter, run, start_save
+from optional import torch
 from same import assert_same
 from second_writer import assemble
 

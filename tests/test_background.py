@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from contention import (
     DEADLINE,
     busy_writer,
@@ -32,6 +31,7 @@ from contention import (
     litter,
     start_save,
 )
+from optional import torch
 
 import genesis
 

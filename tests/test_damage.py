@@ -26,11 +26,11 @@ from typing import Any
 import numpy as np
 import pytest
 import second_reader
-import torch
 from contention import descriptors
 from golden.make import golden, numpy_state, torch_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optional import torch
 from same import assert_same
 from second_writer import PLAIN, TORCH, assemble, assemble_stream, index
 
@@ -397,8 +397,6 @@ FOREIGN = {
     "text": b"This is a checkpoint, believe me.\n" * 20,
     "a pickle's first byte": b"\x80",
     "json": b'{"model_state_dict": {}}',
-    "torch": _of_torch(),
-    "torch of old": _of_torch(_use_new_zipfile_serialization=False),
     "safetensors": _safetensors(),
     "npy": _of_numpy(np.save, np.arange(9)),
     "npz": _of_numpy(np.savez, a=np.arange(9)),
@@ -410,6 +408,9 @@ FOREIGN = {
     "genesis's magic alone": b"GENESIS\x1a",
     "genesis's magic at the end": bytes(1000) + b"GENESIS\x1a" + bytes(56),
 }
+if torch:
+    FOREIGN["torch"] = _of_torch()
+    FOREIGN["torch of old"] = _of_torch(_use_new_zipfile_serialization=False)
 
 
 @pytest.mark.parametrize("name", FOREIGN)
@@ -603,7 +604,9 @@ def _parts(name: str) -> tuple[bytes, int, bytes]:
     return parts.stream, begin, json.dumps(parts.index).encode()
 
 
-SEEDS = {"numpy": (_parts("numpy"), numpy_state()), "torch": (_parts("torch"), torch_state())}
+SEEDS = {"numpy": (_parts("numpy"), numpy_state())}
+if torch:
+    SEEDS["torch"] = _parts("torch"), torch_state()
 EDITS = st.lists(
     st.tuples(st.integers(0, 4000), st.integers(0, 12), st.binary(max_size=12)),
     min_size=1,

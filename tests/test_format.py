@@ -22,8 +22,8 @@ import dill
 import numpy as np
 import pytest
 import second_reader
-import torch
 from golden.make import STATES, golden
+from optional import torch
 from same import assert_same
 from second_writer import CHUNK_SIZE, PLAIN, TORCH, assemble, assemble_stream, header, index, sealed
 

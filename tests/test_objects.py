@@ -18,7 +18,7 @@ import corpus
 import dill
 import numpy as np
 import pytest
-import torch
+from optional import torch
 from same import assert_same
 from second_reader import read_index
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from optional import torch
 
 import genesis
 from attacks.assembler import call, name, stream

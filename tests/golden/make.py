@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from optional import torch
 
 FOLDER = Path(__file__).parent
 DTYPES = (
