@@ -8,11 +8,13 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 from . import _fs, _store
+from ._clearing import Clearing, refuse_emptied
 from ._errors import CorruptCheckpointError
 from ._futures import SaveFuture, SaveReport
 from ._options import (
@@ -62,8 +64,11 @@ def save(
             may be of any size.
         file_path: the file. A symlink stays one, and its target is replaced.
         background: return when the state is captured, and write on a thread.
-        clear: empty the dict when the file is durable, to free its memory. In the background only
-            entries are removed that still hold what was captured.
+        clear: empty the dict when the file is durable, to free its memory: of the entries that
+            still hold what was captured. Only a plain ``dict`` or ``OrderedDict`` is emptied.
+            ``None`` means ``True``, and in the background ``False``. An empty dict, which an
+            earlier save may have left, is saved with a warning, and without one if this is
+            ``False``.
         capture: of a background save. ``"copy"``: everything may be changed when the call returns.
             ``"deferred"``: tensors of 64 KiB or more are copied by the writer; do not change or
             resize them before `SaveFuture.wait_captured` returns.
@@ -80,7 +85,8 @@ def save(
 
     Raises:
         UnpicklableStateError: something in the state cannot be saved; the message names its place.
-        TypeError, ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong; or the dict is empty, without ``clear=False``,
+            and the file is not.
         RuntimeError: the call would wait for a save of this path that cannot go on before it
             returns: made in a signal handler that interrupted one, or on an event loop with one
             that waits.
@@ -91,43 +97,48 @@ def save(
     Thread-safe. Saves of one path become durable in the order of the calls, also among threads;
     among processes the last to finish wins.
     """
-    return start(make_request(state_dict, file_path, options), background=background)
+    request, clearing = make_request(state_dict, file_path, options, background)
+    return _start(request, clearing, background)
 
 
-def make_request(state: Any, file_path: FilePath, options: SaveOptions) -> Request:
-    """Check the arguments of a save.
+def make_request(
+    state: Any,
+    file_path: FilePath,
+    options: SaveOptions,
+    background: bool,
+    *,
+    part: str | None = None,
+) -> tuple[Request, Clearing]:
+    """Check the arguments of a save; return it, and what empties its dict once it is durable.
+
+    Args:
+        background: then nothing is cleared unless the options say so: a dict that empties itself
+            at some later moment is a race in the caller's program.
+        part: the key of what an earlier save may have emptied, where it is not the state itself.
 
     Raises:
         TypeError: an option is unknown.
         ValueError: the value of an option is none of its choices.
     """
     check_names(options, SaveChoices)
-    clearing = _Clearing(state if options.get("clear") is not False else None)
     path = _fs.resolve(file_path)
-    return Request(path=path, state=state, done=clearing.clear, begin=clearing.note, **options)
+    clear = options.get("clear")
+    clearing = Clearing(state, path, wanted=not background if clear is None else clear)
+
+    def begin() -> None:
+        if clear is not False:
+            refuse_emptied(state, path, part)
+        clearing.note()
+
+    return Request(path=path, state=state, begin=begin, **options), clearing
 
 
-def start(request: Request, *, background: bool) -> SaveReport | SaveFuture:
-    """Save now, or capture now and save on a thread."""
-    return writer.submit(request) if background else writer.save(request)
-
-
-class _Clearing:
-    """Empties a mapping of what was saved of it, and of nothing that came later."""
-
-    def __init__(self, state: Any) -> None:
-        self._state: Any = state if isinstance(state, MutableMapping) else {}
-        self._entries: dict[Any, Any] = {}
-
-    def note(self) -> None:
-        """Remember what the mapping holds. Before the capture, not after it: what another thread
-        puts in between would be removed without having been saved."""
-        self._entries = dict(self._state)
-
-    def clear(self) -> None:
-        for key, value in self._entries.items():
-            if self._state.get(key, self) is value:
-                del self._state[key]
+def _start(request: Request, clearing: Clearing, background: bool) -> SaveReport | SaveFuture:
+    if background:
+        return writer.submit(replace(request, done=clearing.clear))
+    report = writer.save(request)
+    clearing.clear()
+    return report
 
 
 @overload
@@ -171,13 +182,22 @@ def save_checkpoint(
     The dict that is cleared afterwards is that outer one: the two that were passed stay as they
     are. Everything else is as for `save`.
     """
-    checkpoint = checkpoint_of(model_state_dict, optimizer_state_dict)
-    return start(make_request(checkpoint, file_path, options), background=background)
+    request, clearing = checkpoint_request(
+        model_state_dict, optimizer_state_dict, file_path, options, background
+    )
+    return _start(request, clearing, background)
 
 
-def checkpoint_of(model_state_dict: Any, optimizer_state_dict: Any) -> dict[str, Any]:
-    """The dict that `save_checkpoint` saves."""
-    return {"model_state_dict": model_state_dict, "optimizer_state_dict": optimizer_state_dict}
+def checkpoint_request(
+    model_state: Any,
+    optimizer_state: Any,
+    file_path: FilePath,
+    options: SaveOptions,
+    background: bool,
+) -> tuple[Request, Clearing]:
+    """`make_request` for the dict that `save_checkpoint` saves."""
+    state = {"model_state_dict": model_state, "optimizer_state_dict": optimizer_state}
+    return make_request(state, file_path, options, background, part="model_state_dict")
 
 
 @spelled_out(LoadChoices)

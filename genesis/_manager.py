@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
-from . import _api, _fs
+from . import _fs
 from ._atomic import BACKUP_SUFFIX
 from ._futures import SaveFuture, SaveReport
 from ._options import FilePath, SaveChoices, SaveOptions, check_names, spelled_out
 from ._retention import keep_last
-from ._writer import Request
+from ._writer import Request, writer
 
 _NAME = re.compile(r"epoch_(\d+)\.pth")
 
@@ -96,7 +96,7 @@ class CheckpointManager:
             OSError: as `save`; or an old checkpoint could not be removed.
         """
         request = self.request(model, optimizer, epoch, loss, options)
-        return _api.start(request, background=background)
+        return writer.submit(request) if background else writer.save(request)
 
     def request(
         self, model: Any, optimizer: Any, epoch: int, loss: Any, options: SaveOptions

@@ -1,10 +1,11 @@
-"""Gives public objects the name of the module where users find them.
+"""Where users meet genesis: the names of public objects, and the line of theirs that called us.
 
 It renames what a module lists in ``__all__`` and touches nothing else.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any, get_type_hints
 
 
@@ -22,3 +23,11 @@ def publish(namespace: dict[str, Any]) -> None:
                 # Looked up while they still can be: by the name of the module that wrote them.
                 thing.__annotations__ = get_type_hints(thing)
             thing.__module__ = namespace["__name__"]
+
+
+def level_of_caller() -> int:
+    """The `stacklevel` with which our caller warns the first frame that is not of genesis."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
+        frame, level = frame.f_back, level + 1
+    return level

@@ -30,6 +30,7 @@ from ._foreign import load_pickle, read_pickle
 from ._memory import Filler, private_memory
 from ._options import Sharded
 from ._plan import SMALL, Piece, Plan
+from ._public import level_of_caller
 from ._version import __version__
 
 _WINDOW = 2 * _format.CHUNK_SIZE
@@ -322,17 +323,9 @@ def load(
 
 def _recovered(state: Any, what: str) -> Any:
     warnings.warn(
-        f"{what} was loaded instead", RecoveredFromBackupWarning, stacklevel=_level_of_caller()
+        f"{what} was loaded instead", RecoveredFromBackupWarning, stacklevel=level_of_caller()
     )
     return state
-
-
-def _level_of_caller() -> int:
-    """The `stacklevel` with which our caller warns the first frame that is not of genesis."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals["__name__"].partition(".")[0] == __package__:
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def _load_one(
@@ -472,6 +465,45 @@ def metadata(path: str) -> dict[str, Any]:
     as `verify`."""
     with _fs.reading(path) as fd:
         return open_file(path, fd).index.metadata
+
+
+def holds_something(path: str, part: str | None = None) -> bool:
+    """Whether `load` finds more at a path than an empty dict. What cannot be told counts as more.
+
+    Args:
+        part: a key of that dict, to look at what stands there instead.
+    """
+    for name in (path, path + BACKUP_SUFFIX):
+        try:
+            if _is_blank(name):
+                continue
+            return (part is None and _has_arrays(name)) or _is_more(outline(name), part)
+        except CorruptCheckpointError:
+            return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break  # a directory, or not for us to read: the save will say so
+    return False
+
+
+def _is_blank(path: str) -> bool:
+    """Whether a file has no bytes at all, as one that was made to reserve its name."""
+    with _fs.reading(path) as fd:
+        return _fs.size(fd) == 0
+
+
+def _has_arrays(path: str) -> bool:
+    """Whether a file that genesis wrote holds bytes of any array. Reads its ends only."""
+    with _fs.reading(path) as fd, suppress(NotACheckpointError):
+        return open_file(path, fd).data_size > 0
+    return False
+
+
+def _is_more(held: Any, part: str | None) -> bool:
+    if isinstance(held, dict) and part is not None:
+        held = held.get(part, held)
+    return not isinstance(held, dict) or bool(held)
 
 
 def is_sound(path: str) -> bool:

@@ -197,7 +197,7 @@ def test_save_checkpoint_in_the_background(tmp_path: Path) -> None:
 def test_the_dict_is_cleared_when_the_file_is_durable_and_not_before(tmp_path: Path) -> None:
     state = {"a": 1, "b": np.ones(10)}
     with held(tmp_path):
-        save = genesis.save(state, tmp_path / "f", background=True)
+        save = genesis.save(state, tmp_path / "f", background=True, clear=True)
         assert set(state) == {"a", "b"}
     save.result(DEADLINE)
     assert state == {}
@@ -212,7 +212,7 @@ def test_clear_false_keeps_the_dict(tmp_path: Path) -> None:
 def test_clearing_spares_what_the_caller_put_in_later(tmp_path: Path) -> None:
     state: OrderedDict[str, Any] = OrderedDict(old=np.ones(10), changed=np.ones(10))
     with held(tmp_path):
-        save = genesis.save(state, tmp_path / "f", background=True)
+        save = genesis.save(state, tmp_path / "f", background=True, clear=True)
         state["changed"] = "other"
         state["new"] = "new"
     save.result(DEADLINE)
@@ -371,7 +371,7 @@ def test_supersede_takes_the_place_of_a_queued_save(tmp_path: Path) -> None:
     old, new = {"n": "old"}, {"n": "new"}
     with busy_writer(tmp_path / "busy"):
         first = genesis.save(old, tmp_path / "f", background=True)
-        second = genesis.save(new, tmp_path / "f", background=True, on_busy="supersede")
+        second = genesis.save(new, tmp_path / "f", background=True, clear=True, on_busy="supersede")
         report = first.result(DEADLINE)
         assert (report.outcome, report.bytes) == ("superseded", 0)
         assert first.captured
@@ -649,7 +649,7 @@ def test_configure_refuses_what_makes_no_sense(name: str) -> None:
 @pytest.mark.parametrize("name", ["capture", "on_busy"])
 def test_an_unknown_choice_is_refused_by_name(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} must be one of .*, not 'no'"):
-        genesis.save({}, tmp_path / "f", background=True, **{name: "no"})  # type: ignore[call-overload]
+        genesis.save({1: 2}, tmp_path / "f", background=True, **{name: "no"})  # type: ignore[call-overload]
 
 
 def test_threads_that_save_one_path_at_once_all_get_through(tmp_path: Path) -> None:

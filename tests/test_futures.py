@@ -98,7 +98,8 @@ def test_a_callback_sees_a_durable_file_a_cleared_dict_and_a_free_path(tmp_path:
         ended.set()
 
     with held(tmp_path):
-        genesis.save(state, tmp_path / "f", background=True).add_done_callback(look)
+        save = genesis.save(state, tmp_path / "f", background=True, clear=True)
+        save.add_done_callback(look)
     assert ended.wait(DEADLINE)
     assert seen[:3] == ["durable", {"n": 1}, {}]
     assert seen[3].result(DEADLINE).outcome == "durable"

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Unpack
 
 from .. import _api, _bridge, _fs
+from .._clearing import Clearing
 from .._futures import SaveReport
 from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
 from .._writer import Request, Task, writer
@@ -22,9 +23,19 @@ async def save(state_dict: Any, file_path: FilePath, **options: Unpack[SaveOptio
     changed before this returns.
 
     Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
-    ends and the file is written.
+    ends, the file is written, and the dict is left as it is.
     """
-    return await submit(_api.make_request(state_dict, file_path, options))
+    request, clearing = _api.make_request(state_dict, file_path, options, background=False)
+    return await _saved(request, clearing)
+
+
+async def _saved(request: Request, clearing: Clearing) -> SaveReport:
+    """Save, and empty the dict when the coroutine goes on; not on a thread, at a moment when
+    another task may be at it."""
+    report = await submit(request)
+    if report.outcome == "durable":
+        clearing.clear()
+    return report
 
 
 async def submit(request: Request) -> SaveReport:
@@ -46,8 +57,10 @@ async def save_checkpoint(
     **options: Unpack[SaveOptions],
 ) -> SaveReport:
     """`genesis.save_checkpoint`, awaited; cancellation as for `save`."""
-    checkpoint = _api.checkpoint_of(model_state_dict, optimizer_state_dict)
-    return await save(checkpoint, file_path, **options)
+    request, clearing = _api.checkpoint_request(
+        model_state_dict, optimizer_state_dict, file_path, options, background=False
+    )
+    return await _saved(request, clearing)
 
 
 @spelled_out(LoadChoices)

@@ -254,7 +254,7 @@ class Background(_Genesis):
     def write(self, path: Path, states: list[State], version: int) -> None:
         import genesis
 
-        genesis.save(states[0], path, background=True).result(timeout=30)
+        genesis.save(states[0], path, background=True, clear=True).result(timeout=30)
 
 
 class Deferred(_Genesis):
@@ -263,7 +263,7 @@ class Deferred(_Genesis):
     def write(self, path: Path, states: list[State], version: int) -> None:
         import genesis
 
-        future = genesis.save(states[0], path, background=True, capture="deferred")
+        future = genesis.save(states[0], path, background=True, capture="deferred", clear=True)
         future.wait_captured(timeout=30)
         future.result(timeout=30)
 
