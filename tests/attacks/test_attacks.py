@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optional import jax, torch
 
 import genesis
 from attacks.assembler import call, name, stream, value
@@ -34,6 +35,8 @@ Outcomes = dict[str, dict[str, Any]]
 
 
 def run(folder: Path, *readers: str) -> dict[str, Outcomes]:
+    if not (torch and jax):
+        pytest.skip("the corpus needs torch and JAX")
     paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "attacks.runner", str(folder), *readers],
