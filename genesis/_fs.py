@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 if sys.platform == "win32":
     import ctypes
@@ -25,8 +25,6 @@ else:
     import fcntl
 
 from ._errors import NotACheckpointError
-
-T = TypeVar("T")
 
 _position = threading.Lock()
 """Held between seeking and reading where a system has no call for both: several threads read one
@@ -52,6 +50,14 @@ _NO_FLOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, *_UNSUPPORTED}
 _NO_OWNERS = {errno.EPERM, errno.EACCES, errno.EINVAL, *_UNSUPPORTED}
 """No permission, an owner whom this container has no number for, or a file system without."""
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
+_LOCKED = {errno.EAGAIN} if not _WINDOWS else {errno.EACCES, errno.EDEADLK}
+"""What a lock that does not wait gives where another process has it."""
+
+# Errors of Windows by its own numbers: several of them come as EINVAL, which says too little.
+_WINDOWS_NO_HARD_LINKS = {1, 50, 1142}
+"""ERROR_INVALID_FUNCTION (FAT, exFAT), ERROR_NOT_SUPPORTED (shares), ERROR_TOO_MANY_LINKS."""
+_WINDOWS_HELD = {5, 32, 33, 1224}
+"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE."""
 
 
 def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
@@ -217,7 +223,7 @@ class Directory:
         except NotImplementedError:
             return False
         except OSError as exc:
-            if exc.errno in _NO_HARD_LINKS:
+            if _has_no_hard_links(exc):
                 return False
             if exc.errno == errno.EXDEV:  # within one directory
                 cure = (
@@ -245,14 +251,15 @@ class Directory:
     def rename(self, name: str, new_name: str) -> None:
         """Give a file another name, replacing what had it, in one step."""
         if sys.platform == "win32":
-            _while_held(lambda: _move_windows(self.join(name), self.join(new_name)))
+            path = self.join(new_name)
+            _while_held(lambda: _move_windows(self.join(name), path), path)
         else:
             os.replace(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def remove(self, name: str) -> None:
         """Remove a name; no error where it is gone already."""
         with contextlib.suppress(FileNotFoundError):
-            _while_held(lambda: os.unlink(self._name(name), dir_fd=self._fd))
+            _while_held(lambda: os.unlink(self._name(name), dir_fd=self._fd), self.join(name))
 
     def sync(self) -> None:
         """Make the names durable. Windows does that with the rename itself; a file system that
@@ -295,14 +302,36 @@ def _open_directory(path: str) -> int:
         raise _with_cure(exc, path, "a checkpoint's parent must be a directory") from exc
 
 
-def _while_held(call: Callable[[], T]) -> T:
-    """On Windows a file that somebody has open cannot be replaced: try for a second."""
-    for _ in range(100 if _WINDOWS else 0):
+def _has_no_hard_links(exc: OSError) -> bool:
+    """Whether an error of `os.link` says that this file system cannot, or not for this file.
+
+    EINVAL alone does not: on POSIX it would be our own mistake.
+    """
+    return exc.errno in _NO_HARD_LINKS or _windows_error(exc) in _WINDOWS_NO_HARD_LINKS
+
+
+def _windows_error(exc: OSError) -> int | None:
+    """Windows's own number of an error; ``None`` on other systems."""
+    number: int | None = getattr(exc, "winerror", None)
+    return number
+
+
+def _while_held(call: Callable[[], None], path: str) -> None:
+    """On Windows a file that somebody has open or mapped can be neither replaced nor removed: try
+    for a second."""
+    for tries_left in reversed(range(100)):
         try:
-            return call()
-        except PermissionError:
+            call()
+        except OSError as exc:
+            if _windows_error(exc) not in _WINDOWS_HELD:
+                raise
+            if not tries_left:
+                cure = "this file is open or mapped in a program, perhaps in this one, or may not "
+                cure += "be changed; close it there, check its permissions, or use another name"
+                raise PermissionError(errno.EACCES, cure, path) from exc
             time.sleep(0.01)
-    return call()
+        else:
+            return
 
 
 def _move_windows(name: str, new_name: str) -> None:
@@ -333,33 +362,31 @@ def lock_file(fd: int, *, wait: bool) -> bool:
     """Lock an open file among processes; ``False`` where its file system has no locks, or where
     another process has it and `wait` is off."""
     if sys.platform == "win32":
-        return _lock_windows(fd, wait=wait)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        return False
-    except OSError as exc:
-        if exc.errno in _NO_FLOCK:
-            return False
-        raise
-    return True
+        # Waiting in the system's own call ends after ten tries, and no Ctrl-C comes through.
+        return _acquire(lambda: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1), poll=wait)
+    flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
+    return _acquire(lambda: fcntl.flock(fd, flags), poll=False)
 
 
-def _lock_windows(fd: int, *, wait: bool) -> bool:
-    while not _try_lock_windows(fd):
-        if not wait:
-            return False
-        time.sleep(0.01)
-    return True
+def _acquire(lock: Callable[[], None], *, poll: bool, locked: set[int] = _LOCKED) -> bool:
+    """Call `lock`, with `poll` again and again while another process has it; ``False`` where it is
+    not to be had. A file system without locks is told from a lock that is held: this would never
+    end there.
 
-
-def _try_lock_windows(fd: int) -> bool:
-    if sys.platform == "win32":
+    Args:
+        locked: the errors that say that another process has it.
+    """
+    while True:
         try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-    return True
+            lock()
+        except OSError as exc:
+            if exc.errno not in locked | _NO_FLOCK:
+                raise
+            if exc.errno in _NO_FLOCK or not poll:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def unlock_file(fd: int) -> None:
@@ -579,4 +606,4 @@ def read(fd: int, count: int, offset: int) -> bytes:
 def remove(path: str) -> None:
     """Remove a file; no error where it is gone already."""
     with contextlib.suppress(FileNotFoundError):
-        _while_held(lambda: os.unlink(path))
+        _while_held(lambda: os.unlink(path), path)

@@ -7,6 +7,7 @@ It knows nothing of what is tested, and loosens no filter of warnings.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Generator, Sequence
@@ -16,6 +17,13 @@ import pytest
 from optional import OPTIONAL, skip
 
 HERE = Path(__file__).parent
+
+
+def pytest_configure() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that: tests
+    of Ctrl-C would wait for ever under ``make test &``."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

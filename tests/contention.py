@@ -160,9 +160,11 @@ class Script:
 
     def __init__(self, source: str, *args: object, stdin: Any = subprocess.PIPE) -> None:
         # A file, because it can be read before the end.
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        # Python 3.12 warns of what some of these programs are about, as `fork` says.
+        options = ["-X", "faulthandler", "-W", "ignore:This process (pid:DeprecationWarning"]
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", "-c", source, *map(str, args)],
+            [sys.executable, *options, "-c", source, *map(str, args)],
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -201,8 +203,9 @@ class Script:
 
     def errors(self) -> str:
         """What it wrote to its standard error so far."""
-        self._errors.seek(0)
-        return self._errors.read()
+        # At an offset of our own: the program writes at the file's, which a seek here would move.
+        fd = self._errors.fileno()
+        return os.pread(fd, os.fstat(fd).st_size, 0).decode()
 
     def tell(self, line: str) -> None:
         assert self.process.stdin is not None

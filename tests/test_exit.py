@@ -500,7 +500,8 @@ def test_ctrl_c_at_a_random_moment_loses_nothing(program: str, folder: Path) -> 
             script.send(signal.SIGINT)
             status, output, errors = script.end()
         assert status == -signal.SIGINT, errors
-        assert errors.splitlines()[-1] == "KeyboardInterrupt", errors
+        # The last line but for notes: Python adds some where a class was being made, say.
+        assert "KeyboardInterrupt" in errors.splitlines(), errors
         submitted, there = last_submitted(output), found(folder)
         assert all(there[path] >= number for path, number in submitted.items()), seed
         assert litter(folder) == []

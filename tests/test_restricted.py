@@ -66,7 +66,7 @@ def _trained(optimizer: type[torch.optim.Optimizer], **options: Any) -> Any:
 OPTIMIZERS = {
     "Adam": {"amsgrad": True},
     "AdamW": {},
-    "Adafactor": {},
+    **({"Adafactor": {}} if hasattr(torch.optim, "Adafactor") else {}),  # torch 2.5
     "Adadelta": {},
     "Adagrad": {},
     "Adamax": {},

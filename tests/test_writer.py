@@ -278,7 +278,8 @@ def test_an_interrupt_while_the_state_is_captured_withdraws_the_save(
     genesis.save({"n": "old"}, tmp_path / "f")
     state = {"x": np.ones(1000), "y": Acting(lambda: signal.raise_signal(signal.SIGINT))}
     before = descriptors()
-    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+    # Python 3.14 notes at whatever comes out of a pickler where that was.
+    with pytest.raises(KeyboardInterrupt, match=r"^(\nwhen serializing .*)*$"):
         genesis.save(state, tmp_path / "f", background=background)
     assert set(state) == {"x", "y"}
     assert genesis.load(tmp_path / "f") == {"n": "old"}
