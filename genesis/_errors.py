@@ -101,20 +101,22 @@ class UnpicklableStateError(GenesisError, pickle.PicklingError):
     """Something in the state can be saved neither by pickle nor by dill.
 
     Attributes:
-        place: where it stands, as one would index it: ``"['model']['hooks'][0]"``.
+        place: where it stands, as one would index it: ``"['model']['hooks'][0]"``; of several such
+            things that of the one nearest to the top.
         problem: what the pickler said.
+        hint: what to do about it.
     """
 
-    def __init__(self, place: str, problem: str) -> None:
+    default_hint = "remove it from the state, or give its class a __reduce__ or __getstate__"
+
+    def __init__(self, place: str, problem: str, hint: str | None = None) -> None:
         self.place = place
         self.problem = problem
-        super().__init__(
-            f"cannot save state{place}: {problem}; remove it from the state, or give its class "
-            "a __reduce__ or __getstate__"
-        )
+        self.hint = hint or self.default_hint
+        super().__init__(f"cannot save state{place}: {problem}; {self.hint}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.place, self.problem)
+        return type(self), (self.place, self.problem, self.hint)
 
 
 class DurabilityUnknownError(GenesisError, OSError):

@@ -13,13 +13,13 @@ import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from enum import EnumType
 from operator import attrgetter, methodcaller
 from types import FunctionType
 from typing import Any, Protocol
 
-from . import _frameworks, _outside
+from . import _culprit, _frameworks, _outside
 from ._errors import UnpicklableStateError
 from ._options import Sharded
 from ._plan import Call, DataRegion, Plan
@@ -81,10 +81,14 @@ def _gc_paused() -> Iterator[None]:
 
 def _pickle(state: object, hints: Any) -> tuple[_Skeleton, DataRegion, str]:
     region = DataRegion(hints)
-    # Whatever made the C pickler fail, dill may know better, and if not, its error is the one that
-    # counts.
-    with suppress(Exception):
+    try:
         skeleton = _dump(_c_pickler, state, region)
+    except Exception as exc:
+        # Whatever else made the C pickler fail, dill may know better, and if not, its error is the
+        # one that counts.
+        if isinstance(exc, _outside.OutsideError) or _is_of_a_change(exc):
+            raise _unpicklable(state, exc) from exc
+    else:
         if not skeleton.mentions_main():
             return skeleton, region, "pickle"
     region = DataRegion(hints)
@@ -188,30 +192,41 @@ def _goes_by_name(obj: Any) -> bool:
     return found is obj
 
 
-def _unpicklable(state: object, exc: BaseException) -> UnpicklableStateError:
-    """Find the innermost thing that cannot be saved by saving the parts one by one."""
-    make = _dill_pickler()
-    place = ""
-    while True:
-        for step, part in _parts(state):
-            try:
-                _dump(make, part, DataRegion())
-            except Exception as inner:
-                place, state, exc = place + step, part, inner
-                break
-        else:
-            return UnpicklableStateError(place, f"{type(exc).__name__}: {exc}")
-        if place.count("[") + place.count(".") > 200:
-            return UnpicklableStateError(place, f"{type(exc).__name__}: {exc}")
+def _unpicklable(state: object, exc: Exception) -> UnpicklableStateError:
+    """The error that names the place of what cannot be saved; `exc` is what the pickler raised."""
+    place, error = _culprit.find(state, _asked()) or ("", exc)
+    return _named(place, error)
 
 
-def _parts(obj: object) -> Iterator[tuple[str, object]]:
-    if isinstance(obj, dict):
-        yield from ((f"[{key!r}]", value) for key, value in obj.items())
-    elif isinstance(obj, (list, tuple)):
-        yield from ((f"[{number}]", value) for number, value in enumerate(obj))
-    elif not isinstance(obj, type) and isinstance(getattr(obj, "__dict__", None), dict):
-        yield from ((f".{name}", value) for name, value in vars(obj).items())
+def _named(place: str, error: Exception) -> UnpicklableStateError:
+    if isinstance(error, _outside.OutsideError):
+        return UnpicklableStateError(place, str(error), error.hint)
+    problem = f"{type(error).__name__}: {error}"
+    if _is_of_a_change(error):
+        problem = f"a dict, set or deque was changed while it was saved ({error})"
+        hint = "another thread writes to it: save a copy made under that thread's lock, or wait"
+        return UnpicklableStateError(place, problem, hint)
+    return UnpicklableStateError(place, problem)
+
+
+def _is_of_a_change(error: Exception) -> bool:
+    """Whether a container changed while the pickler went through it."""
+    return isinstance(error, RuntimeError) and "during iteration" in str(error)
+
+
+def _asked() -> _culprit.Asked:
+    """What the search for a culprit asks: the reducers of a pickling that places nothing."""
+    region = DataRegion()
+    reducers = _Reducers(region)
+
+    def save(obj: Any) -> bool:
+        make: Any = _dill_pickler()
+        if type(obj) not in make.dispatch:
+            return False
+        make(_Skeleton(), region).dump(obj)
+        return True
+
+    return _culprit.Asked(lambda obj: reducers[type(obj)](obj), _goes_by_name, save)
 
 
 def loads(skeleton: bytes, data: Any, *, pickler: str, map_location: Any = None) -> Any:
@@ -243,6 +258,8 @@ def _unpickler(pickler: str) -> Any:
         map_location: Any = None
 
         def find_class(self, module: str, name: str, /) -> Any:
+            if stand_in := _outside.constructor(module, name):
+                return stand_in
             root = module.partition(".")[0]
             if root == "torch":
                 from ._frameworks import torch

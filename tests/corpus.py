@@ -21,7 +21,6 @@ import operator
 import pathlib
 import random
 import re
-import threading
 import types
 import typing
 import uuid
@@ -437,7 +436,6 @@ NEEDS_DILL: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "partial of a lambda": (lambda: functools.partial(lambda a, b: a - b, 1), _calls(3, to=-2)),
     "scheduler of a lambda": (_scheduler, _check_scheduler),
     "forward hook": (_hooked, _check_hooked),
-    "lock": (threading.Lock, lambda lock: _is(True)(lock.acquire(blocking=False))),
     "property": (lambda: property(lambda self: 5), lambda made: _is(5)(made.fget(None))),
     "lru cache": (lambda: functools.lru_cache(lambda x: x + 1), _calls(1, to=2)),
     "code": (lambda: (lambda: 1).__code__, lambda code: _is("<lambda>")(code.co_name)),
