@@ -6,8 +6,9 @@ Guarantees, for a crash or an error at any system call:
   one before. It is the first error that is raised; what fails in cleaning up after it is not.
 - `commit` returns only when file, directory entry and the removal order are on the medium: a power
   cut later cannot bring the old file back.
-- What a killed process left is removed by the next replacement in the same directory (of the same
-  target, where the directory has no lock).
+- What a killed process left is removed by the first replacement that a process makes in the same
+  directory (of the same target, where the directory has no lock), and by later ones: by each where
+  the directory holds few names, and elsewhere as often as a hundredth of the time allows.
 - Nothing but the target, its backup and our own temporary names is written, renamed or removed,
   whatever stands under those names. No symlink is followed.
 
@@ -31,6 +32,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -49,6 +51,16 @@ _DAY = 24 * 60 * 60
 _SLOW_TO_FREE = 64 << 20
 """Bytes from which on removing a file takes as long as some writes: 0.2 s per GB on ext4 that
 discards."""
+
+_FEW_NAMES = 256
+"""Names up to which listing a directory takes a small part of a save."""
+_SWEEPS_KEPT = 1024
+_next_sweeps: dict[tuple[int, int, str], float] = {}
+"""When a large directory is to be listed again, by the monotonic clock."""
+
+if hasattr(os, "register_at_fork"):
+    # A child may have been forked because its parent is about to be killed.
+    os.register_at_fork(after_in_child=_next_sweeps.clear)
 
 
 class Replacement:
@@ -99,7 +111,7 @@ class Replacement:
         if old is not None:
             _refuse_special(old, self.path)
         with between_processes(self._directory, self._short) as whole:
-            self._sweep("." if whole else f".{self._short}.genesis-")
+            self._sweep_if_due("." if whole else f".{self._short}.genesis-")
             # Nobody else may read what only the owner could read before: the old file's mode
             # comes later, through the descriptor.
             self._create(0o666 if old is None else 0o600)
@@ -118,12 +130,30 @@ class Replacement:
             self._temporary = ""  # somebody else's
             raise
 
-    def _sweep(self, prefix: str) -> None:
-        """Remove what killed writers left. A courtesy: it never makes a save fail."""
+    def _sweep_if_due(self, prefix: str) -> None:
+        """Remove what killed writers left. A courtesy: it never makes a save fail.
+
+        Listing a directory takes as long as it has names, 2 µs for each, with everybody else who
+        saves there waiting. So a long listing is not made again before a hundred times as long has
+        gone by.
+        """
         with suppress(OSError):
-            for name in self._directory.names(prefix):
-                if (match := _TEMPORARY.fullmatch(name)) and self._is_abandoned(name, match[1]):
-                    self._forget(name)
+            key = (*self._directory.identity(), prefix)
+            began = time.monotonic()
+            if began < _next_sweeps.get(key, began):
+                return
+            names = self._directory.names()
+            self._sweep([name for name in names if name.startswith(prefix)])
+            if len(names) > _FEW_NAMES:
+                ended = time.monotonic()
+                if len(_next_sweeps) >= _SWEEPS_KEPT:
+                    _next_sweeps.clear()
+                _next_sweeps[key] = ended + 100 * (ended - began)
+
+    def _sweep(self, names: list[str]) -> None:
+        for name in names:
+            if (match := _TEMPORARY.fullmatch(name)) and self._is_abandoned(name, match[1]):
+                self._forget(name)
 
     def _is_abandoned(self, name: str, host: str) -> bool:
         """
@@ -146,9 +176,12 @@ class Replacement:
             _fs.let_go(fd)
 
     def _forget(self, name: str) -> None:
-        """Remove a name where an error would hide another, or matters to nobody."""
-        with suppress(OSError):
+        """Remove a name where an error would hide another, or matters to nobody: then the next
+        sweep is to find it, and is due at once."""
+        try:
             self._directory.remove(name)
+        except OSError:
+            _next_sweeps.clear()
 
     def room(self) -> int:
         """Free bytes of the file system."""

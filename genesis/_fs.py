@@ -174,6 +174,11 @@ class Directory:
     def join(self, name: str) -> str:
         return os.path.join(self.path, name)
 
+    def identity(self) -> tuple[int, int]:
+        """What tells this directory from one that takes its name."""
+        status = os.stat(self.path if self._fd is None else self._fd)
+        return status.st_dev, status.st_ino
+
     def status(self, name: str) -> os.stat_result | None:
         """`lstat`, or ``None`` where there is no such name. Any other error is raised."""
         try:
@@ -181,10 +186,9 @@ class Directory:
         except FileNotFoundError:
             return None
 
-    def names(self, prefix: str) -> list[str]:
-        """The names that begin with `prefix`."""
-        where = self.path if self._fd is None else self._fd
-        return [name for name in names(where) if name.startswith(prefix)]
+    def names(self) -> list[str]:
+        """Every name in it."""
+        return names(self.path if self._fd is None else self._fd)
 
     def create(self, name: str, mode: int) -> int:
         """A new file, open for writing; never one that exists, never through a symlink."""
