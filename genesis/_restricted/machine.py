@@ -1,21 +1,28 @@
 """A virtual machine for pickle streams, over bytes that nobody has vouched for.
 
 It moves values between a stack, a memo and a `World`, which alone decides what a name means and
-what a call makes. It imports, calls and hashes nothing, and allocates no more than the input pays
-for.
+what a call makes. It imports and calls nothing, and allocates no more than the input pays for.
 """
 
 from __future__ import annotations
 
 import pickle
-import struct
-from collections.abc import Callable, Mapping
-from functools import lru_cache
+import re
+from collections.abc import Callable, Iterable
+from itertools import repeat
+from struct import error as StructError
+from struct import unpack_from
 from typing import Any, Final, Protocol
 
-MAX_OPERATIONS: Final = 1 << 26
 MAX_STACK: Final = 1 << 24
 MAX_MEMO: Final = 1 << 24
+MAX_NAME: Final = 500
+"""Characters of the name of a global: two memoised strings of a megabyte are named in five bytes."""
+MAX_GAP: Final = 1 << 16
+"""Memo entries that an outline lets a stream skip."""
+
+CHECK_EVERY: Final = 1 << 16
+"""Operations between two looks at the size of stack and memo."""
 
 
 class MalformedError(Exception):
@@ -39,10 +46,8 @@ class RefusedError(Exception):
 class World(Protocol):
     """What a pickle can reach beyond the stack. Each method may raise `RefusedError`."""
 
-    opcodes: frozenset[str]
-    """The closed set of what the machine does; any other opcode is refused."""
     strict: bool
-    """Whether a stream must be one that CPython's pickler could have written."""
+    """Whether a stream must be one that CPython's pickler writes in protocols 2 to 5."""
 
     def named(self, module: str, name: str) -> object:
         """What stands for a global."""
@@ -57,10 +62,10 @@ class World(Protocol):
         """BUILD; returns what takes the thing's place."""
 
     def append(self, target: Any, items: list[Any]) -> None:
-        """APPEND and APPENDS."""
+        """APPEND and APPENDS, to what is no list."""
 
     def put(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        """SETITEM and SETITEMS, DICT and EMPTY_DICT's filling."""
+        """SETITEM and SETITEMS, where the target is no dict or a key no string."""
 
     def add(self, target: Any, items: list[Any]) -> None:
         """ADDITEMS."""
@@ -72,25 +77,88 @@ class World(Protocol):
         """What stands for a thing that is not in the stream: a persistent id, an extension."""
 
 
+_NAMES: Final = {
+    value[0]: name
+    for name, value in vars(pickle).items()
+    if name.isupper() and type(value) is bytes and len(value) == 1
+}
+_ONLY_TEXT: Final = frozenset((str,))
+_NUMBERS: Final = re.compile(rb"(?:K.|M..|J....|G........|[N\x88\x89])*+", re.DOTALL)
+"""Whole opcodes of numbers and constants, as many as there are."""
+_NUMERIC: Final = frozenset(b"KMJGN\x88\x89")
+_MANY: Final = 64
+"""Bytes of such opcodes from which on it pays to hand them to pickle."""
+
+
+def _end_of_numbers(code: bytes, i: int) -> int:
+    """Where a long row of numbers ends that begins at `i`, or `i`."""
+    match = _NUMBERS.match(code, i, i + 2 * CHECK_EVERY)
+    assert match is not None
+    return match.end() if match.end() - i >= _MANY else i
+
+
+def _numbers(row: bytes) -> list[Any]:
+    """The values of a row. pickle itself may read this much: it holds no name, no call, no memo,
+    no length, no container."""
+    values: list[Any] = pickle.loads(b"(" + row + b"l.")
+    return values
+
+
+def _text(encoded: bytes) -> str:
+    try:
+        return encoded.decode()
+    except UnicodeDecodeError:
+        return encoded.decode("utf-8", "surrogatepass")
+
+
+def _span(code: bytes, i: int, form: str, width: int) -> tuple[int, int]:
+    """Where the bytes end and begin whose length stands at `i`: they are there."""
+    (length,) = unpack_from(form, code, i)
+    low = i + width
+    if length > len(code) - low:
+        raise _announced(length, len(code) - low)
+    return low + length, low
+
+
+def _announced(length: int, left: int) -> MalformedError:
+    return MalformedError(f"{length:,} bytes are announced, {left:,} left")
+
+
+def _put(world: World, target: Any, items: list[Any]) -> None:
+    if len(items) % 2:
+        raise MalformedError("a dict has a key without a value")
+    keys, values = items[::2], items[1::2]
+    if type(target) is dict and _ONLY_TEXT.issuperset(map(type, keys)):
+        target.update(zip(keys, values, strict=True))
+    else:
+        world.put(target, keys, values)
+
+
 class Machine:
     """One run over one stream.
+
+    Args:
+        code: the stream.
+        memo: its first entries.
 
     Attributes:
         start: offset of the opcode at hand, for messages.
     """
 
     def __init__(
-        self, code: bytes | memoryview, world: World, memo: Mapping[int, object] | None = None
+        self, code: bytes | memoryview, world: World, memo: Iterable[object] = ()
     ) -> None:
         self.world = world
         self.start = 0
-        self.stack: list[Any] = []
-        self.memo: dict[int, object] = dict(memo or {})
-        self._code = memoryview(code).cast("B")
+        self._code = bytes(code)  # no copy where it is bytes already
         self._next = 0
-        self._frame_end = 0
+        self._memo = list(memo)
         self._marked: list[list[Any]] = []
-        self._below = 0
+
+    @property
+    def left(self) -> int:
+        """Bytes that were not read."""
+        return len(self._code) - self._next
 
     def run(self) -> object:
         """Execute up to STOP; return the value.
@@ -98,401 +166,430 @@ class Machine:
         Raises:
             MalformedError, RefusedError: at `start`.
         """
-        code, size, table = self._code, len(self._code), _table(self.world.opcodes)
-        if self.world.strict and bytes(code[:1]) != pickle.PROTO:
+        if self.world.strict and self._code[:1] != pickle.PROTO:
             raise MalformedError("the stream does not begin with a protocol of 2 or later")
         try:
-            for _ in range(MAX_OPERATIONS):
-                self.start = start = self._next
-                if start == size:
-                    raise MalformedError("the stream ends without STOP")
-                self._next = start + 1
-                opcode = code[start]
-                if opcode == _STOP:
-                    return self._finish()
-                table[opcode](self)
-                if len(self.stack) + self._below > MAX_STACK:
-                    raise RefusedError(f"the stack grows beyond {MAX_STACK:,} values")
+            return self._run()
+        except StructError as exc:
+            raise MalformedError(f"bytes are announced, {self.left:,} left") from exc
         except IndexError as exc:
+            if self._next >= len(self._code):
+                raise MalformedError("the stream ends without STOP") from exc
+            if self._code[self.start] in b"hj":
+                raise MalformedError("the stream recalls a memo entry that was never set") from exc
             raise MalformedError("the stream takes from an empty stack") from exc
-        raise RefusedError(f"the stream has more than {MAX_OPERATIONS:,} operations")
-
-    def _finish(self) -> object:
-        if self._marked or len(self.stack) != 1:
-            raise MalformedError("the stream stops with more or less than one value")
-        return self.stack.pop()
-
-    @property
-    def left(self) -> int:
-        """Bytes that were not read."""
-        return len(self._code) - self._next
-
-    def take(self, size: int) -> memoryview:
-        """The next bytes of the stream. The length is checked before anything is made of them."""
-        start, stop = self._next, self._next + size
-        if stop > len(self._code):
-            raise MalformedError(f"{size:,} bytes are announced, {len(self._code) - start:,} left")
-        self._next = stop
-        return self._code[start:stop]
-
-    def number(self, width: int) -> int:
-        return int.from_bytes(self.take(width), "little")
-
-    def text(self, size: int) -> str:
-        try:
-            return str(self.take(size), "utf-8", "surrogatepass")
         except UnicodeDecodeError as exc:
             raise MalformedError("a string is not UTF-8") from exc
 
-    def line(self) -> bytes:
-        """The bytes up to the next newline, which is skipped."""
-        start = self._next
-        for low in range(start, len(self._code), _WINDOW):
-            size = bytes(self._code[low : low + _WINDOW]).find(b"\n")
-            if size >= 0:
-                self._next = low + size + 1
-                return bytes(self._code[start : low + size])
-        raise MalformedError("a line of text has no end")
+    def _run(self) -> object:  # noqa: C901, PLR0912, PLR0915
+        """One loop over local variables, the frequent opcodes first: a call for each opcode would
+        take several times as long. What only an outline reads is in `_rare`.
 
-    def mark(self) -> None:
-        self._marked.append(self.stack)
-        self._below += len(self.stack) + 1
-        self.stack = []
+        An opcode that takes more bytes than there are fails where these are used, or is compared
+        with `size` before: a slice is short without an error.
+        """
+        code, size, world = self._code, len(self._code), self.world
+        memo, marked = self._memo, self._marked
+        remember = memo.append
+        stack: list[Any] = []
+        push = stack.append
+        frame_end = start = 0
+        i = self._next
+        try:
+            while True:
+                for _ in repeat(None, CHECK_EVERY):
+                    start = i
+                    op = code[i]
+                    i += 1
+                    if op > 0x80:
+                        if op == 0x8C:  # SHORT_BINUNICODE
+                            j = i + 1 + code[i]
+                            if j > size:
+                                raise _announced(code[i], size - i - 1)
+                            push(_text(code[i + 1 : j]))
+                            i = j
+                        elif op == 0x94:  # MEMOIZE
+                            remember(stack[-1])
+                        elif op == 0x86:  # TUPLE2
+                            last = stack.pop()
+                            stack[-1] = stack[-1], last
+                        elif op == 0x85:  # TUPLE1
+                            stack[-1] = (stack[-1],)
+                        elif op == 0x87:  # TUPLE3
+                            last, middle = stack.pop(), stack.pop()
+                            stack[-1] = stack[-1], middle, last
+                        elif op == 0x88:  # NEWTRUE
+                            push(True)
+                        elif op == 0x89:  # NEWFALSE
+                            push(False)
+                        elif op == 0x93:  # STACK_GLOBAL
+                            name, module = stack.pop(), stack.pop()
+                            push(self.find(module, name))
+                        elif op == 0x81:  # NEWOBJ
+                            arguments, cls = stack.pop(), stack.pop()
+                            push(world.new(cls, arguments, {}))
+                        elif op == 0x8A:  # LONG1
+                            j = i + 1 + code[i]
+                            if j > size:
+                                raise _announced(code[i], size - i - 1)
+                            push(int.from_bytes(code[i + 1 : j], "little", signed=True))
+                            i = j
+                        elif op == 0x95:  # FRAME
+                            (length,) = unpack_from("<Q", code, i)
+                            i += 8
+                            # A hint for reading ahead; what is checked is that it does not lie.
+                            if start < frame_end or length > size - i:
+                                raise MalformedError("a frame is longer than what it frames")
+                            frame_end = i + length
+                            if code[i] in _NUMERIC and (j := _end_of_numbers(code, i)) > i:
+                                stack.extend(_numbers(code[i:j]))
+                                i = j
+                        elif op == 0x8B:  # LONG4
+                            i, low = _span(code, i, "<I", 4)
+                            push(int.from_bytes(code[low:i], "little", signed=True))
+                        elif op == 0x8D:  # BINUNICODE8
+                            i, low = _span(code, i, "<Q", 8)
+                            push(_text(code[low:i]))
+                        elif op == 0x8E:  # BINBYTES8
+                            i, low = _span(code, i, "<Q", 8)
+                            push(code[low:i])
+                        elif op == 0x96:  # BYTEARRAY8
+                            i, low = _span(code, i, "<Q", 8)
+                            push(bytearray(memoryview(code)[low:i]))
+                        elif op == 0x8F:  # EMPTY_SET
+                            push(set())
+                        elif op == 0x90:  # ADDITEMS
+                            items, stack = stack, marked.pop()
+                            push = stack.append
+                            world.add(stack[-1], items)
+                        elif op == 0x91:  # FROZENSET
+                            items, stack = stack, marked.pop()
+                            push = stack.append
+                            push(world.frozen(items))
+                        elif op == 0x92:  # NEWOBJ_EX
+                            keywords, arguments, cls = stack.pop(), stack.pop(), stack.pop()
+                            push(world.new(cls, arguments, keywords))
+                        else:
+                            i = self._rare(op, i, stack)
+                    elif op == 0x68:  # BINGET
+                        push(memo[code[i]])
+                        i += 1
+                    elif op == 0x4B:  # BININT1
+                        push(code[i])
+                        i += 1
+                    elif op == 0x6A:  # LONG_BINGET
+                        push(memo[unpack_from("<I", code, i)[0]])
+                        i += 4
+                    elif op == 0x28:  # MARK
+                        marked.append(stack)
+                        stack = []
+                        if code[i] in _NUMERIC and (j := _end_of_numbers(code, i)) > i:
+                            stack = _numbers(code[i:j])
+                            i = j
+                        push = stack.append
+                    elif op == 0x74:  # TUPLE
+                        items, stack = stack, marked.pop()
+                        push = stack.append
+                        push(tuple(items))
+                    elif op == 0x4D:  # BININT2
+                        push(code[i] | code[i + 1] << 8)
+                        i += 2
+                    elif op == 0x4E:  # NONE
+                        push(None)
+                    elif op == 0x47:  # BINFLOAT
+                        push(unpack_from(">d", code, i)[0])
+                        i += 8
+                    elif op == 0x4A:  # BININT
+                        push(unpack_from("<i", code, i)[0])
+                        i += 4
+                    elif op == 0x52:  # REDUCE
+                        arguments, function = stack.pop(), stack.pop()
+                        push(world.call(function, arguments))
+                    elif op == 0x29:  # EMPTY_TUPLE
+                        push(())
+                    elif op == 0x7D:  # EMPTY_DICT
+                        push({})
+                    elif op == 0x5D:  # EMPTY_LIST
+                        push([])
+                    elif op == 0x75:  # SETITEMS
+                        items, stack = stack, marked.pop()
+                        push = stack.append
+                        _put(world, stack[-1], items)
+                    elif op == 0x65:  # APPENDS
+                        items, stack = stack, marked.pop()
+                        push = stack.append
+                        target = stack[-1]
+                        if type(target) is list:
+                            target.extend(items)
+                        else:
+                            world.append(target, items)
+                    elif op == 0x62:  # BUILD
+                        state = stack.pop()
+                        stack[-1] = world.build(stack[-1], state)
+                    elif op == 0x61:  # APPEND
+                        item = stack.pop()
+                        target = stack[-1]
+                        if type(target) is list:
+                            target.append(item)
+                        else:
+                            world.append(target, [item])
+                    elif op == 0x73:  # SETITEM
+                        value, key = stack.pop(), stack.pop()
+                        target = stack[-1]
+                        if type(key) is str and type(target) is dict:
+                            target[key] = value
+                        else:
+                            world.put(target, [key], [value])
+                    elif op == 0x58:  # BINUNICODE
+                        i, low = _span(code, i, "<I", 4)
+                        push(_text(code[low:i]))
+                    elif op == 0x43:  # SHORT_BINBYTES
+                        j = i + 1 + code[i]
+                        if j > size:
+                            raise _announced(code[i], size - i - 1)
+                        push(code[i + 1 : j])
+                        i = j
+                    elif op == 0x42:  # BINBYTES
+                        i, low = _span(code, i, "<I", 4)
+                        push(code[low:i])
+                    elif op == 0x71:  # BINPUT
+                        self.put(code[i], stack[-1])
+                        i += 1
+                    elif op == 0x72:  # LONG_BINPUT
+                        self.put(unpack_from("<I", code, i)[0], stack[-1])
+                        i += 4
+                    elif op == 0x63:  # GLOBAL
+                        i, module, name = self.two_lines(i)
+                        push(self.find(module, name))
+                    elif op == 0x30:  # POP
+                        if stack or not marked:
+                            stack.pop()
+                        else:
+                            stack = marked.pop()
+                            push = stack.append
+                    elif op == 0x31:  # POP_MARK
+                        stack = marked.pop()
+                        push = stack.append
+                    elif op == 0x2E:  # STOP
+                        if marked or len(stack) != 1:
+                            raise MalformedError("the stream stops with more or less than one value")
+                        return stack.pop()
+                    elif op == 0x80:  # PROTO
+                        if code[i] > pickle.HIGHEST_PROTOCOL or (world.strict and code[i] < 2):
+                            raise MalformedError(f"pickle protocol {code[i]} is not known")
+                        i += 1
+                    else:
+                        i = self._rare(op, i, stack)
+                self._check_room(stack)
+        finally:
+            self.start, self._next = start, i
 
-    def pop_mark(self) -> list[Any]:
-        """Everything above the last mark."""
-        if not self._marked:
-            raise MalformedError("the stream takes from an empty stack")
-        items, self.stack = self.stack, self._marked.pop()
-        self._below -= len(self.stack) + 1
-        return items
-
-    def pop_or_unmark(self) -> None:
-        if self.stack or not self._marked:
-            self.stack.pop()
-        else:
-            self.pop_mark()
-
-    def memoize(self, index: int) -> None:
-        if self.world.strict and index != len(self.memo):
-            raise RefusedError(f"memo entry {index:,} is set out of turn", "PUT")
-        if len(self.memo) >= MAX_MEMO:
+    def _check_room(self, stack: list[Any]) -> None:
+        if len(stack) + sum(map(len, self._marked)) + len(self._marked) > MAX_STACK:
+            raise RefusedError(f"the stack grows beyond {MAX_STACK:,} values")
+        if len(self._memo) > MAX_MEMO:
             raise RefusedError(f"the memo grows beyond {MAX_MEMO:,} values")
-        self.memo[index] = self.stack[-1]
 
-    def recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise MalformedError(f"memo entry {index:,} was never set")
-        self.stack.append(self.memo[index])
-
-    def protocol(self, version: int) -> None:
-        if version > pickle.HIGHEST_PROTOCOL or (self.world.strict and version < 2):
-            raise MalformedError(f"pickle protocol {version} is not known")
-
-    def frame(self, size: int) -> None:
-        """Frames are a hint for reading ahead; what is checked is that they do not lie."""
-        if self._next < self._frame_end or size > len(self._code) - self._next:
-            raise MalformedError("a frame is longer than what it frames")
-        self._frame_end = self._next + size
-
-    def find(self, module: object, name: object) -> None:
+    def find(self, module: object, name: object) -> object:
         if type(module) is not str or type(name) is not str:
             raise MalformedError("a global is named by something that is no string")
-        self.stack.append(self.world.named(module, name))
+        if len(module) + len(name) > MAX_NAME:
+            raise RefusedError(f"a global has a name of {len(module) + len(name):,} characters")
+        return self.world.named(module, name)
+
+    def two_lines(self, i: int) -> tuple[int, str, str]:
+        """Where the second line ends, and both."""
+        middle = self._code.find(b"\n", i)
+        end = self._code.find(b"\n", middle + 1)
+        if middle < 0 or end < 0:
+            raise MalformedError("a line of text has no end")
+        if end - i > 4 * MAX_NAME:
+            raise RefusedError(f"a global has a name of {end - i:,} bytes")
+        try:
+            return end + 1, str(self._code[i:middle], "utf-8"), str(
+                self._code[middle + 1 : end], "utf-8"
+            )
+        except UnicodeDecodeError as exc:
+            raise MalformedError("the name of a global is not UTF-8") from exc
+
+    def put(self, index: int, value: object) -> None:
+        """PUT. An outline may leave gaps, or replace what it put."""
+        memo = self._memo
+        if index == len(memo):
+            memo.append(value)
+            return
+        if self.world.strict or index > len(memo) + MAX_GAP:
+            raise RefusedError(f"memo entry {index:,} is set out of turn", "PUT")
+        unset = self.world.outside("a memo entry that was never set")
+        memo.extend(repeat(unset, index + 1 - len(memo)))
+        memo[index] = value
+
+    # What CPython's pickler has not written since protocol 2, or never for a file: for outlines ---
+
+    def _rare(self, op: int, i: int, stack: list[Any]) -> int:
+        """Do an opcode that only an outline reads; return where the next one begins."""
+        name = _NAMES.get(op, "")
+        if not name:
+            raise MalformedError(f"{op:#04x} is no opcode")
+        if self.world.strict or name not in _RARE:
+            raise RefusedError(f"opcode {name} is not allowed", name)
+        return _RARE[name](self, i, stack)
 
+    def line(self, i: int) -> tuple[int, bytes]:
+        """Where a line of text ends, and the line."""
+        end = self._code.find(b"\n", i)
+        if end < 0:
+            raise MalformedError("a line of text has no end")
+        return end + 1, self._code[i:end]
 
-_Handler = Callable[[Machine], object]
-_WINDOW: Final = 1 << 16
-_HANDLERS: Final[dict[str, _Handler]] = {}
-_STOP: Final = pickle.STOP[0]
-_NAMES: Final = {
-    value[0]: name
-    for name, value in vars(pickle).items()
-    if name.isupper() and type(value) is bytes and len(value) == 1
-}
+    def sized(self, i: int, form: str, width: int) -> tuple[int, bytes]:
+        """Where bytes end whose length stands at `i`, and the bytes."""
+        end, low = _span(self._code, i, form, width)
+        return end, self._code[low:end]
 
+    def take(self, i: int, size: int) -> tuple[int, bytes]:
+        """Where `size` bytes end, and the bytes."""
+        if size > len(self._code) - i:
+            raise _announced(size, len(self._code) - i)
+        return i + size, self._code[i : i + size]
 
-def _opcode(*names: str) -> Callable[[_Handler], _Handler]:
-    def register(handler: _Handler) -> _Handler:
-        _HANDLERS.update(dict.fromkeys(names, handler))
-        return handler
+    def pop_mark(self, stack: list[Any]) -> list[Any]:
+        """Everything above the last mark."""
+        items = stack.copy()
+        stack[:] = self._marked.pop()
+        return items
 
-    return register
+    def recall(self, index: int) -> object:
+        if index >= len(self._memo):
+            raise MalformedError(f"memo entry {index:,} was never set")
+        return self._memo[index]
 
 
-@lru_cache(maxsize=4)
-def _table(opcodes: frozenset[str]) -> list[_Handler]:
-    return [_handler(byte, opcodes) for byte in range(256)]
+_Rare = Callable[[Machine, int, list[Any]], int]
 
 
-def _handler(byte: int, opcodes: frozenset[str]) -> _Handler:
-    name = _NAMES.get(byte, "")
-    return _HANDLERS[name] if name in opcodes else _Refusal(byte, name)
+def _list(m: Machine, i: int, stack: list[Any]) -> int:
+    stack.append(m.pop_mark(stack))
+    return i
 
 
-class _Refusal:
-    def __init__(self, byte: int, name: str) -> None:
-        self._byte, self._name = byte, name
+def _dict(m: Machine, i: int, stack: list[Any]) -> int:
+    items = m.pop_mark(stack)
+    stack.append({})
+    _put(m.world, stack[-1], items)
+    return i
 
-    def __call__(self, machine: Machine) -> None:
-        if not self._name:
-            raise MalformedError(f"{self._byte:#04x} is no opcode")
-        raise RefusedError(f"opcode {self._name} is not allowed", self._name)
 
+def _inst(m: Machine, i: int, stack: list[Any]) -> int:
+    arguments = m.pop_mark(stack)
+    i, module, name = m.two_lines(i)
+    stack.append(m.world.new(m.find(module, name), tuple(arguments), {}))
+    return i
 
-# Scalars ------------------------------------------------------------------------------------
 
+def _obj(m: Machine, i: int, stack: list[Any]) -> int:
+    cls, *arguments = m.pop_mark(stack) or [None]
+    stack.append(m.world.new(cls, tuple(arguments), {}))
+    return i
 
-def _constant(name: str, value: object) -> None:
-    _HANDLERS[name] = lambda m: m.stack.append(value)
 
+def _dup(m: Machine, i: int, stack: list[Any]) -> int:
+    stack.append(stack[-1])
+    return i
 
-_constant("NONE", None)
-_constant("NEWTRUE", True)
-_constant("NEWFALSE", False)
 
+def _nothing(m: Machine, i: int, stack: list[Any]) -> int:
+    stack[-1]  # noqa: B018  or the stream takes from an empty stack
+    return i
 
-@_opcode("BININT")
-def _signed(m: Machine) -> None:
-    m.stack.append(int.from_bytes(m.take(4), "little", signed=True))
 
+def _persistent(m: Machine, i: int, stack: list[Any]) -> int:
+    stack[-1] = m.world.outside("persistent id")
+    return i
 
-def _sized(name: str, width: int, read: Callable[[Machine, int], object]) -> None:
-    """A value that follows the `width` bytes of its length, or is those bytes."""
-    _HANDLERS[name] = lambda m: m.stack.append(read(m, m.number(width)))
 
+def _outside(what: str, width: int) -> _Rare:
+    def push(m: Machine, i: int, stack: list[Any]) -> int:
+        i, _ = m.take(i, width)
+        stack.append(m.world.outside(what))
+        return i
 
-def _long(m: Machine, size: int) -> int:
-    return int.from_bytes(m.take(size), "little", signed=True)
+    return push
 
 
-_sized("BININT1", 1, lambda _, value: value)
-_sized("BININT2", 2, lambda _, value: value)
-_sized("LONG1", 1, _long)
-_sized("LONG4", 4, _long)
-_sized("SHORT_BINUNICODE", 1, Machine.text)
-_sized("BINUNICODE", 4, Machine.text)
-_sized("BINUNICODE8", 8, Machine.text)
-_sized("SHORT_BINBYTES", 1, lambda m, size: bytes(m.take(size)))
-_sized("BINBYTES", 4, lambda m, size: bytes(m.take(size)))
-_sized("BINBYTES8", 8, lambda m, size: bytes(m.take(size)))
-_sized("BYTEARRAY8", 8, lambda m, size: bytearray(m.take(size)))
-_sized("SHORT_BINSTRING", 1, lambda m, size: str(m.take(size), "latin-1"))
-_sized("BINSTRING", 4, lambda m, size: str(m.take(size), "latin-1"))
+def _string(form: str, width: int) -> _Rare:
+    """A string of Python 2."""
 
+    def push(m: Machine, i: int, stack: list[Any]) -> int:
+        i, encoded = m.sized(i, form, width)
+        stack.append(str(encoded, "latin-1"))
+        return i
 
-@_opcode("BINFLOAT")
-def _binfloat(m: Machine) -> None:
-    m.stack.append(struct.unpack(">d", m.take(8))[0])
+    return push
 
 
-# Containers ---------------------------------------------------------------------------------
-
-_HANDLERS["MARK"] = Machine.mark
-_HANDLERS["POP"] = Machine.pop_or_unmark
-_HANDLERS["POP_MARK"] = Machine.pop_mark
-_HANDLERS["EMPTY_TUPLE"] = lambda m: m.stack.append(())
-_HANDLERS["EMPTY_LIST"] = lambda m: m.stack.append([])
-_HANDLERS["EMPTY_DICT"] = lambda m: m.stack.append({})
-_HANDLERS["EMPTY_SET"] = lambda m: m.stack.append(set())
-_HANDLERS["DUP"] = lambda m: m.stack.append(m.stack[-1])
-
-
-def _popping(name: str, count: int) -> None:
-    """A tuple of the last `count` values."""
-
-    def pop(m: Machine) -> None:
-        if len(m.stack) < count:
-            raise MalformedError("the stream takes from an empty stack")
-        m.stack[-count:] = [tuple(m.stack[-count:])]
-
-    _HANDLERS[name] = pop
-
-
-_popping("TUPLE1", 1)
-_popping("TUPLE2", 2)
-_popping("TUPLE3", 3)
-
-
-def _gathering(name: str, make: Callable[[Machine, list[Any]], object]) -> None:
-    """A value of everything above the mark."""
-
-    def gather(m: Machine) -> None:
-        items = m.pop_mark()
-        m.stack.append(make(m, items))
-
-    _HANDLERS[name] = gather
-
-
-_gathering("TUPLE", lambda _, items: tuple(items))
-_gathering("LIST", lambda _, items: items)
-_gathering("FROZENSET", lambda m, items: m.world.frozen(items))
-
-
-@_opcode("DICT")
-def _dict(m: Machine) -> None:
-    items = m.pop_mark()
-    m.stack.append({})
-    _put(m, items)
-
-
-@_opcode("APPEND")
-def _append(m: Machine) -> None:
-    item = m.stack.pop()
-    m.world.append(m.stack[-1], [item])
-
-
-@_opcode("APPENDS")
-def _appends(m: Machine) -> None:
-    items = m.pop_mark()
-    m.world.append(m.stack[-1], items)
-
-
-@_opcode("ADDITEMS")
-def _additems(m: Machine) -> None:
-    items = m.pop_mark()
-    m.world.add(m.stack[-1], items)
-
-
-@_opcode("SETITEM")
-def _setitem(m: Machine) -> None:
-    value, key = m.stack.pop(), m.stack.pop()
-    m.world.put(m.stack[-1], [key], [value])
-
-
-@_opcode("SETITEMS")
-def _setitems(m: Machine) -> None:
-    _put(m, m.pop_mark())
-
-
-def _put(m: Machine, items: list[Any]) -> None:
-    if len(items) % 2:
-        raise MalformedError("a dict has a key without a value")
-    m.world.put(m.stack[-1], items[::2], items[1::2])
-
-
-# Memo, protocol, frames ---------------------------------------------------------------------
-
-_HANDLERS["MEMOIZE"] = lambda m: m.memoize(len(m.memo))
-_HANDLERS["BINPUT"] = lambda m: m.memoize(m.number(1))
-_HANDLERS["LONG_BINPUT"] = lambda m: m.memoize(m.number(4))
-_HANDLERS["BINGET"] = lambda m: m.recall(m.number(1))
-_HANDLERS["LONG_BINGET"] = lambda m: m.recall(m.number(4))
-_HANDLERS["PROTO"] = lambda m: m.protocol(m.number(1))
-_HANDLERS["FRAME"] = lambda m: m.frame(m.number(8))
-
-
-# Names and what is made of them -------------------------------------------------------------
-
-
-@_opcode("GLOBAL")
-def _global(m: Machine) -> None:
-    try:
-        module, name = str(m.line(), "utf-8"), str(m.line(), "utf-8")
-    except UnicodeDecodeError as exc:
-        raise MalformedError("the name of a global is not UTF-8") from exc
-    m.find(module, name)
-
-
-@_opcode("STACK_GLOBAL")
-def _stack_global(m: Machine) -> None:
-    name, module = m.stack.pop(), m.stack.pop()
-    m.find(module, name)
-
-
-@_opcode("REDUCE")
-def _reduce(m: Machine) -> None:
-    arguments, function = m.stack.pop(), m.stack.pop()
-    m.stack.append(m.world.call(function, arguments))
-
-
-@_opcode("BUILD")
-def _build(m: Machine) -> None:
-    state = m.stack.pop()
-    m.stack[-1] = m.world.build(m.stack[-1], state)
-
-
-@_opcode("NEWOBJ")
-def _newobj(m: Machine) -> None:
-    arguments, cls = m.stack.pop(), m.stack.pop()
-    m.stack.append(m.world.new(cls, arguments, {}))
-
-
-@_opcode("NEWOBJ_EX")
-def _newobj_ex(m: Machine) -> None:
-    keywords, arguments, cls = m.stack.pop(), m.stack.pop(), m.stack.pop()
-    m.stack.append(m.world.new(cls, arguments, keywords))
-
-
-# What CPython's pickler has not written since protocol 2, or never for a file: for outlines only --
-
-
-@_opcode("INST")
-def _inst(m: Machine) -> None:
-    arguments = m.pop_mark()
-    _global(m)
-    m.stack.append(m.world.new(m.stack.pop(), tuple(arguments), {}))
-
-
-@_opcode("OBJ")
-def _obj(m: Machine) -> None:
-    cls, *arguments = m.pop_mark() or [None]
-    m.stack.append(m.world.new(cls, tuple(arguments), {}))
-
-
-def _outside(name: str, what: str, skip: Callable[[Machine], object]) -> None:
-    def push(m: Machine) -> None:
-        skip(m)
-        m.stack.append(m.world.outside(what))
-
-    _HANDLERS[name] = push
-
-
-_outside("PERSID", "persistent id", Machine.line)
-_outside("BINPERSID", "persistent id", lambda m: m.stack.pop())
-_outside("EXT1", "extension code", lambda m: m.take(1))
-_outside("EXT2", "extension code", lambda m: m.take(2))
-_outside("EXT4", "extension code", lambda m: m.take(4))
-_outside("NEXT_BUFFER", "out-of-band buffer", lambda m: None)
-_HANDLERS["READONLY_BUFFER"] = lambda m: m.stack[-1]
-
-
-def _written(name: str, parse: Callable[[bytes], object]) -> None:
+def _line(parse: Callable[[bytes], object]) -> _Rare:
     """A value of protocol 0, a line of text."""
 
-    def push(m: Machine) -> None:
+    def push(m: Machine, i: int, stack: list[Any]) -> int:
+        i, line = m.line(i)
         try:
-            m.stack.append(parse(m.line()))
+            stack.append(parse(line))
         except ValueError as exc:
-            raise MalformedError(f"{name} cannot be read") from exc
+            raise MalformedError("a number or a text cannot be read") from exc
+        return i
 
-    _HANDLERS[name] = push
+    return push
 
 
 def _int(line: bytes) -> int:
     return {b"00": False, b"01": True}.get(line) or int(line.removesuffix(b"L"))
 
 
-_written("INT", _int)
-_written("LONG", _int)
-_written("FLOAT", float)
-_written("STRING", lambda line: str(line[1:-1], "latin-1"))
-_written("UNICODE", lambda line: str(line, "raw-unicode-escape"))
-_HANDLERS["PUT"] = lambda m: m.memoize(_index(m))
-_HANDLERS["GET"] = lambda m: m.recall(_index(m))
+def _put_line(m: Machine, i: int, stack: list[Any]) -> int:
+    i, line = m.line(i)
+    m.put(_index(line), stack[-1])
+    return i
 
 
-def _index(m: Machine) -> int:
-    line = m.line()
+def _get_line(m: Machine, i: int, stack: list[Any]) -> int:
+    i, line = m.line(i)
+    stack.append(m.recall(_index(line)))
+    return i
+
+
+def _index(line: bytes) -> int:
     if not line.isdigit() or len(line) > 10:
         raise MalformedError("a memo entry has no number")
     return int(line)
 
 
-EVERY_OPCODE: Final = frozenset(_HANDLERS)
-PLAIN_OPCODES: Final = EVERY_OPCODE - {
-    *("DUP", "LIST", "DICT", "INST", "OBJ", "PERSID", "BINPERSID", "EXT1", "EXT2", "EXT4"),
-    *("NEXT_BUFFER", "READONLY_BUFFER", "INT", "LONG", "FLOAT", "STRING", "UNICODE"),
-    *("PUT", "GET", "SHORT_BINSTRING", "BINSTRING"),
+def _persistent_line(m: Machine, i: int, stack: list[Any]) -> int:
+    i, _ = m.line(i)
+    stack.append(m.world.outside("persistent id"))
+    return i
+
+
+_RARE: Final[dict[str, _Rare]] = {
+    "DICT": _dict,
+    "LIST": _list,
+    "INST": _inst,
+    "OBJ": _obj,
+    "DUP": _dup,
+    "PERSID": _persistent_line,
+    "BINPERSID": _persistent,
+    "EXT1": _outside("extension code", 1),
+    "EXT2": _outside("extension code", 2),
+    "EXT4": _outside("extension code", 4),
+    "NEXT_BUFFER": _outside("out-of-band buffer", 0),
+    "READONLY_BUFFER": _nothing,
+    "SHORT_BINSTRING": _string("<B", 1),
+    "BINSTRING": _string("<I", 4),
+    "INT": _line(_int),
+    "LONG": _line(_int),
+    "FLOAT": _line(float),
+    "STRING": _line(lambda line: str(line[1:-1], "latin-1")),
+    "UNICODE": _line(lambda line: str(line, "raw-unicode-escape")),
+    "PUT": _put_line,
+    "GET": _get_line,
 }
-"""What CPython's picklers write for plain data in protocols 2 to 5, and for objects."""

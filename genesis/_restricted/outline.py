@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 
 from .._errors import CorruptCheckpointError
 from . import numpy, torch
-from .machine import EVERY_OPCODE, Machine, MalformedError, RefusedError
+from .machine import Machine, MalformedError, RefusedError
 from .numpy import array_range
-from .site import CUDA, FROM_BUFFER, Site, brief, count_of, natural, naturals
+from .site import CUDA, FROM_BUFFER, ExhaustedError, Site, brief, count_of, natural, naturals
 from .torch import check_view, storage_range
 
 _UNBOUNDED: Final = 2**63 - 1
@@ -102,24 +102,22 @@ class InertWorld:
 
     Args:
         data_size: of the data region, in bytes; ``None`` for a pickle that is no genesis skeleton.
+        text_size: of the skeleton, in bytes.
     """
 
-    opcodes = EVERY_OPCODE
     strict = False
 
-    def __init__(self, data_size: int | None) -> None:
+    def __init__(self, data_size: int | None, text_size: int) -> None:
         self.room = 0 if data_size is None else data_size
         self.region = Opaque("the data region")
         self.names: dict[tuple[str, str], None] = {}
         """Every global that was named, in order."""
-        self._site = Site(None, 0, None)
+        self._site = Site(None, text_size, None)
         self._has_region = data_size is not None
 
-    def memo(self) -> dict[int, object]:
+    def memo(self) -> tuple[object, ...]:
         """The slots that are set before a skeleton begins."""
-        if not self._has_region:
-            return {}
-        return {0: self.region, 1: Opaque(_dotted(FROM_BUFFER))}
+        return (self.region, Opaque(_dotted(FROM_BUFFER))) if self._has_region else ()
 
     def named(self, module: str, name: str) -> object:
         if len(self.names) < _MAX_NAMES:
@@ -173,12 +171,20 @@ class InertWorld:
         return Opaque(what)
 
     def _keys(self, container: object, keys: list[Any]) -> list[Any]:
-        return [self._key(container, key) for key in keys]
+        try:
+            self._site.check_keys(container, keys)
+        except ExhaustedError:
+            raise
+        except RefusedError:
+            return [self._key(container, key) for key in keys]
+        return keys
 
     def _key(self, container: object, key: Any) -> Any:
         """A key that is safe to hash; any other becomes `Opaque`, which hashes by identity."""
         try:
             self._site.check_keys(container, (key,))
+        except ExhaustedError:
+            raise
         except RefusedError as exc:
             return Opaque(str(exc), key)
         return key
@@ -373,7 +379,7 @@ def outline(
     Raises:
         CorruptCheckpointError: it is no pickle, or an array does not lie in the data region.
     """
-    world = InertWorld(data_size)
+    world = InertWorld(data_size, len(skeleton))
     machine = Machine(skeleton, world, world.memo())
     try:
         value = machine.run()
@@ -386,7 +392,7 @@ def outline(
 
 def global_names(skeleton: bytes | memoryview, *, with_region: bool) -> list[tuple[str, str]]:
     """Module and name of every global of a pickle, up to where it can be read."""
-    world = InertWorld(_UNBOUNDED if with_region else None)
+    world = InertWorld(_UNBOUNDED if with_region else None, len(skeleton))
     with suppress(MalformedError, RefusedError):
         Machine(skeleton, world, world.memo()).run()
     return list(world.names)

@@ -5,10 +5,12 @@ Holds the data region, the budgets and the list of constructors. It builds nothi
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from importlib import import_module
+from itertools import chain
 from math import prod
 from typing import Any, Final
 
@@ -19,6 +21,8 @@ MAX_DIMENSIONS: Final = 64
 MAX_TUPLE_KEY: Final = 256
 MAX_KEY_BITS: Final = 1024
 MAX_COLLISIONS: Final = 16
+MAX_OWN_HASH: Final = sys.hash_info.modulus
+"""Integers below it are their own hashes."""
 
 FROM_BUFFER: Final = "torch UntypedStorage.from_buffer"
 CUDA: Final = "torch.storage _StorageBase.cuda"
@@ -26,6 +30,10 @@ CUDA: Final = "torch.storage _StorageBase.cuda"
 _SCALARS: Final = frozenset((str, int, float, complex, bytes, bool, type(None)))
 _NUMPY_KINDS: Final = "biufcSUmM"
 """Kinds of NumPy scalars that are hashed as what they stand for, without other objects."""
+
+
+class ExhaustedError(RefusedError):
+    """The budget is spent: whoever goes on in spite of a refusal ends here."""
 
 
 class Token:
@@ -124,11 +132,14 @@ class Site:
         # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
         self._left = 4 * self.size + 32 * text_size + 65_536
         self._hashes: dict[int, tuple[object, dict[int, int]]] = {}
+        self._tuples: dict[int, tuple[Any, ...]] = {}
+        """Tuples that were keys, by id."""
 
     def charge(self, size: int) -> None:
         """Spend `size` bytes of copying or checking, which a memo makes cheap to ask for again."""
         self._left -= size
-        require(self._left >= 0, "more is copied than the file holds")
+        if self._left < 0:
+            raise ExhaustedError("more is copied than the file holds")
 
     def finish(self, thing: object, state: object) -> None:
         """BUILD for what a constructor left unfinished."""
@@ -136,7 +147,7 @@ class Site:
         finisher(self, thing, state)
         del self.unfinished[id(thing)]
 
-    def check_keys(self, container: object, keys: Iterable[Any]) -> None:
+    def check_keys(self, container: object, keys: Collection[Any]) -> None:
         """Keys must be strings, numbers, or flat tuples of these, and not of one hash.
 
         A deep tuple overflows the C stack when it is hashed; the hashes of all but strings can be
@@ -146,35 +157,54 @@ class Site:
             container: what the keys go into, maybe together with others later; ``None`` where they
                 are all that it will hold.
         """
-        hashes: dict[int, int] | None = None
-        for key in keys:
-            if type(key) is str:
-                continue
-            _check_key(key)
-            if hashes is None:
-                hashes = self._hashes_of(container)
-            code = hash(key)
-            hashes[code] = count = hashes.get(code, 0) + 1
+        kinds = set(map(type, keys))
+        kinds.discard(str)
+        if not kinds or (kinds == {int} and _are_small(keys)):
+            return  # at most two small integers share a hash: -1 and -2
+        if tuple in kinds:
+            self._check_tuples([key for key in keys if type(key) is tuple])
+        _check_scalars([key for key in keys if type(key) is not tuple])
+        self._count(container, [hash(key) for key in keys if type(key) is not str])
+
+    def _count(self, container: object, codes: list[int]) -> None:
+        """Refuse what was chosen to collide: many keys of one hash in one container."""
+        if len(codes) <= MAX_COLLISIONS and container is None:
+            return
+        counts = self._hashes.setdefault(id(container), (container, {}))[1] if container else {}
+        new = dict.fromkeys(codes, 1)
+        if len(new) == len(codes) and counts.keys().isdisjoint(new):
+            counts.update(new)
+            return
+        for code in codes:
+            counts[code] = count = counts.get(code, 0) + 1
             require(count <= MAX_COLLISIONS, "keys were chosen to collide")
 
-    def _hashes_of(self, container: object) -> dict[int, int]:
-        if container is None:
-            return {}
-        return self._hashes.setdefault(id(container), (container, {}))[1]
+    def _check_tuples(self, keys: list[tuple[Any, ...]]) -> None:
+        """The parts of each tuple once, however often it is a key; but its hash takes its time
+        whenever it is one."""
+        self.charge(sum(map(len, keys)))
+        new = [key for key in keys if id(key) not in self._tuples]
+        longest = max(map(len, new), default=0)
+        require(longest <= MAX_TUPLE_KEY, f"a key is a tuple of {longest:,}")
+        parts = list(chain.from_iterable(new))
+        require(tuple not in set(map(type, parts)), "a key is a tuple with a tuple in it")
+        _check_scalars(parts)
+        self._tuples.update(zip(map(id, new), new, strict=True))
 
 
-def _check_key(key: Any) -> None:
-    if type(key) in _SCALARS:
-        if type(key) is int and key.bit_length() > MAX_KEY_BITS:
-            raise RefusedError("a key is a huge number")
-        return
-    if type(key) is not tuple:
-        require(_is_numpy_scalar(key), f"a key is {brief(key)}")
-        return
-    require(len(key) <= MAX_TUPLE_KEY, f"a key is a tuple of {len(key):,}")
-    for part in key:
-        require(type(part) is not tuple, "a key is a tuple with a tuple in it")
-        _check_key(part)
+def _are_small(keys: Iterable[Any]) -> bool:
+    numbers = [key for key in keys if type(key) is int]
+    return max(numbers) < MAX_OWN_HASH and min(numbers) > -MAX_OWN_HASH
+
+
+def _check_scalars(keys: list[Any]) -> None:
+    kinds = set(map(type, keys))
+    if int in kinds:
+        bits = max(key.bit_length() for key in keys if type(key) is int)
+        require(bits <= MAX_KEY_BITS, "a key is a huge number")
+    if not kinds <= _SCALARS:
+        for key in keys:
+            require(type(key) in _SCALARS or _is_numpy_scalar(key), f"a key is {brief(key)}")
 
 
 def _is_numpy_scalar(key: Any) -> bool:

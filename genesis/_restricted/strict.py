@@ -8,13 +8,13 @@ registered class or function made for this file.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from enum import Enum
 from itertools import chain
 from typing import Any, Final
 
 from . import numpy, plain, torch
-from .machine import PLAIN_OPCODES, RefusedError
+from .machine import RefusedError
 from .site import (
     ARGUMENTS,
     CONSTANTS,
@@ -37,7 +37,9 @@ _LISTS: Final = numpy, plain, torch
 """These modules fill the list when they are imported."""
 
 _MAPPINGS: Final = frozenset((dict, OrderedDict, defaultdict))
-_CONTAINERS: Final = _MAPPINGS | {list, tuple}
+_SEQUENCES: Final = frozenset((list, tuple))
+_MET: Final = _MAPPINGS | _SEQUENCES | {Token}
+"""What a walk stops at: everything else holds nothing of the file."""
 
 
 def listed(module: str, name: str) -> bool:
@@ -54,7 +56,6 @@ class StrictWorld:
         safe: what a person registered, by ``"module.name"``.
     """
 
-    opcodes = PLAIN_OPCODES
     strict = True
 
     def __init__(self, site: Site, safe: Mapping[str, Any]) -> None:
@@ -65,9 +66,9 @@ class StrictWorld:
         """What registered classes and functions made, by id. Only this is given a state or items:
         tensors and dtypes look as if they were of a registered class, if somebody registered it."""
 
-    def memo(self) -> dict[int, object]:
+    def memo(self) -> tuple[object, ...]:
         """The slots that are set before a skeleton begins."""
-        return {} if self._site.data is None else {0: REGION, 1: Token(FROM_BUFFER)}
+        return () if self._site.data is None else (REGION, Token(FROM_BUFFER))
 
     def named(self, module: str, name: str) -> object:
         """The list comes first: people register ``numpy.ndarray`` out of habit, and what is listed
@@ -192,6 +193,51 @@ def _set_state(thing: Any, state: Any) -> None:
         setattr(thing, name, value)
 
 
+def survey(root: object, site: Site | None = None) -> Container[int]:
+    """Walk all containers of `root`, each once; return their ids.
+
+    A container within itself is no deeper for that: plain data may be cyclic.
+
+    Args:
+        site: what pays for the walk, where a file can ask for the same walk again.
+
+    Raises:
+        RefusedError: too deep, too much when walked without a memory, or a bare global.
+    """
+    found = _survey_tree(root, site)
+    return found if found is not None else _survey_graph(root, site)
+
+
+def _survey_tree(root: object, site: Site | None) -> set[int] | None:
+    """Level by level, at the speed of C: whoever walks a tree meets each part once. ``None`` where
+    a container stands in two places, which is no tree."""
+    found: set[int] = set()
+    level = [root] if type(root) in _MET else []
+    for _ in range(MAX_DEPTH + 1):
+        if not level:
+            return found
+        kinds = set(map(type, level))
+        if Token in kinds:
+            raise _bare_global(level)
+        size = len(found) + len(level)
+        found.update(map(id, level))
+        if len(found) < size:
+            return None
+        if site is not None:
+            site.charge(sum(map(len, level)) + len(level))
+        if kinds <= _SEQUENCES:
+            parts = chain.from_iterable(level)
+        else:
+            parts = chain.from_iterable(map(_parts, level))
+        level = [part for part in parts if type(part) in _MET and part != ()]
+    raise RefusedError(f"containers nested more than {MAX_DEPTH:,} deep")
+
+
+def _bare_global(parts: Iterable[object]) -> RefusedError:
+    token = next(part for part in parts if type(part) is Token)
+    return RefusedError(f"{token} stands in the place of a value")
+
+
 class _Visit:
     """A container whose parts are being walked."""
 
@@ -210,17 +256,8 @@ class _Visit:
         require(self.expansion <= MAX_EXPANSION, "containers that hold each other many times over")
 
 
-def survey(root: object, site: Site | None = None) -> dict[int, tuple[int, int]]:
-    """Walk all containers of `root`, each once; return them by id with height and expansion.
-
-    A container within itself is no deeper for that: plain data may be cyclic.
-
-    Args:
-        site: what pays for the walk, where a file can ask for the same walk again.
-
-    Raises:
-        RefusedError: too deep, too much when walked without a memory, or a bare global.
-    """
+def _survey_graph(root: object, site: Site | None) -> Container[int]:
+    """From the inside out, with height and expansion of each container."""
     measured: dict[int, tuple[int, int]] = {}
     visits = [_Visit(0, iter((root,)))]
     while visits:
@@ -230,7 +267,7 @@ def survey(root: object, site: Site | None = None) -> dict[int, tuple[int, int]]
             measured[id(inner)] = 0, 0
             if site is not None:
                 site.charge(1 + len(inner))
-            visits.append(_Visit(id(inner), _parts(inner)))
+            visits.append(_Visit(id(inner), iter(_parts(inner))))
             require(len(visits) <= MAX_DEPTH + 1, f"containers nested more than {MAX_DEPTH:,} deep")
             continue
         visits.pop()
@@ -240,20 +277,24 @@ def survey(root: object, site: Site | None = None) -> dict[int, tuple[int, int]]
     return measured
 
 
-def _next_unmeasured(visit: _Visit, measured: Mapping[int, tuple[int, int]]) -> Any:
+def _next_unmeasured(visit: _Visit, measured: dict[int, tuple[int, int]]) -> Any:
+    """The next part that has to be visited. What holds no container is measured on the way."""
     for part in visit.parts:
-        if type(part) not in _CONTAINERS:
-            if type(part) is Token:
-                raise RefusedError(f"{part} stands in the place of a value")
+        if type(part) not in _MET:
             visit.expansion += 1
+        elif type(part) is Token:
+            raise _bare_global((part,))
         elif id(part) in measured:
             visit.absorb(*measured[id(part)])
+        elif type(part) in _SEQUENCES and _MET.isdisjoint(map(type, part)):
+            measured[id(part)] = size = 0, 1 + len(part)
+            visit.absorb(*size)
         else:
             return part
     return None
 
 
-def _parts(container: Any) -> Iterator[Any]:
+def _parts(container: Any) -> Iterable[Any]:
     if type(container) is OrderedDict:
         return chain(container.values(), vars(container).values())
-    return iter(container.values() if type(container) in _MAPPINGS else container)
+    return container.values() if type(container) in _MAPPINGS else container
