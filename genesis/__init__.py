@@ -25,6 +25,7 @@ from ._api import (
     save,
     save_checkpoint,
     validate_checkpoint,
+    verify,
 )
 from ._errors import (
     ChecksumError,
@@ -39,6 +40,7 @@ from ._errors import (
     UnsafeLoadError,
 )
 from ._futures import SaveFuture, SaveReport
+from ._inspect import Report
 from ._manager import CheckpointManager
 from ._version import __version__
 
@@ -51,6 +53,7 @@ __all__ = [
     "NewerFormatError",
     "NotACheckpointError",
     "RecoveredFromBackupWarning",
+    "Report",
     "SaveFuture",
     "SaveReport",
     "TruncatedError",
@@ -69,6 +72,7 @@ __all__ = [
     "save",
     "save_checkpoint",
     "validate_checkpoint",
+    "verify",
 ]
 
 _public.publish(globals())

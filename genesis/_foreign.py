@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import io
 import pickletools
+from functools import partial
 from typing import Any
 
 from . import _fs, _pickling
 from ._errors import NotACheckpointError
+from ._restricted.form import end_of_pickle
+from ._restricted.machine import MalformedError
 
 _ZIP = b"PK\x03\x04"
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
@@ -41,9 +44,8 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
 def read_pickle(path: str, fd: int) -> bytes:
     """The bytes of an open file that is one whole pickle. Raises as `load_pickle`."""
     _check_start(path, _fs.read(fd, len(_ZIP), 0))
-    stream = _fs.read(fd, _fs.size(fd), 0)
-    _check_form(path, stream)
-    return stream
+    _check_form(path, fd)
+    return _fs.read(fd, _fs.size(fd), 0)
 
 
 def _check_start(path: str, start: bytes) -> None:
@@ -57,19 +59,14 @@ def _check_start(path: str, start: bytes) -> None:
         raise NotACheckpointError(path, f"not a pickle (it begins with {start[:1]!r})", 0)
 
 
-def _check_form(path: str, stream: bytes) -> None:
-    file = io.BytesIO(stream)
-    position = 0
+def _check_form(path: str, fd: int) -> None:
+    size = _fs.size(fd)
     try:
-        for count, (opcode, argument, _position) in enumerate(pickletools.genops(file)):
-            position = file.tell()
-            # An index far beyond what was put so far would make the unpickler allocate a memo of
-            # that length.
-            if opcode.name.endswith("PUT") and int(argument or 0) > count + (1 << 16):
-                raise ValueError(f"memo index {argument} out of all proportion")
-    except Exception as exc:
-        raise NotACheckpointError(path, f"not a pickle ({exc})", position) from exc
-    if position != len(stream):
+        end = end_of_pickle(partial(_fs.read, fd), size)
+    except MalformedError as exc:
+        problem, position = exc.args
+        raise NotACheckpointError(path, f"not a pickle ({problem})", position) from exc
+    if end != size:
         raise NotACheckpointError(
-            path, f"{len(stream) - position:,} more bytes follow the end of the pickle", position
+            path, f"{size - end:,} more bytes follow the end of the pickle", end
         )

@@ -603,8 +603,14 @@ def _read_at(fd: int, target: memoryview, offset: int) -> int:
 
 def read(fd: int, count: int, offset: int) -> bytes:
     """Up to `count` bytes from `offset` on."""
-    data = bytearray(count)
-    return bytes(data[: read_into(fd, memoryview(data), offset)])
+    if not hasattr(os, "pread"):
+        data = bytearray(count)
+        return bytes(memoryview(data)[: read_into(fd, memoryview(data), offset)])
+    parts = []
+    while count and (part := os.pread(fd, min(count, _MAX_WRITE), offset)):
+        parts.append(part)
+        count, offset = count - len(part), offset + len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def remove(path: str) -> None:

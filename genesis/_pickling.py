@@ -60,7 +60,7 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
-    with _gc_paused():
+    with gc_paused():
         skeleton, region, pickler = _pickle(state, None)
         if region.lessons is not None:
             skeleton, region, pickler = _pickle(state, region.lessons)
@@ -68,7 +68,7 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
 
 
 @contextmanager
-def _gc_paused() -> Iterator[None]:
+def gc_paused() -> Iterator[None]:
     """Pickling makes many tuples and no garbage; a collection in its middle costs more than it."""
     enabled = gc.isenabled()
     gc.disable()
@@ -242,7 +242,7 @@ def loads(skeleton: bytes, data: Any, *, pickler: str, map_location: Any = None)
         io.BytesIO(_PRIMER + skeleton), buffers=[data, _storage_maker(map_location)]
     )
     unpickler.map_location = map_location
-    with _gc_paused():
+    with gc_paused():
         unpickler.load()
         return unpickler.load()
 
@@ -288,5 +288,5 @@ def load_foreign(file: Any, *, map_location: Any = None) -> Any:
     """Unpickle what plain ``pickle.dump`` or ``dill.dump`` wrote."""
     unpickler = _unpickler("dill")(file)
     unpickler.map_location = map_location
-    with _gc_paused():
+    with gc_paused():
         return unpickler.load()

@@ -748,7 +748,12 @@ def test_every_truncation_is_a_named_error(size: int) -> None:
         (machine, "MAX_STACK", asm.stream(asm.value(tuple(range(9)))), "stack grows beyond 5"),
         (machine, "MAX_MEMO", b"\x80\x05N" + b"\x94" * 9 + b".", "memo grows beyond 5"),
         (strict, "MAX_DEPTH", asm.stream(asm.value([[[[[[1]]]]]])), "more than 5 deep"),
-        (strict, "MAX_EXPANSION", asm.stream(asm.value([1, [2, [3]], 4])), "many times over"),
+        (
+            strict,
+            "MAX_EXPANSION",
+            b"\x80\x05](](K\x01e\x94" + b"h\x00" * 9 + b"e.",
+            "many times over",
+        ),
     ],
 )
 def test_limits(

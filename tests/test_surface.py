@@ -44,6 +44,7 @@ CALLS = {
         f"(model_state_dict, optimizer_state_dict, file_path, *, background=False, {SAVE_OPTIONS})"
     ),
     "validate_checkpoint": "(file_path)",
+    "verify": "(file_path)",
 }
 AIO_CALLS = {
     "load": CALLS["load"],
@@ -56,6 +57,7 @@ AIO_CALLS = {
     "save_checkpoint": CALLS["save_checkpoint"].replace("background=False, ", ""),
     "stream": "(file_path, *, chunk_size=1048576)",
     "validate_checkpoint": CALLS["validate_checkpoint"],
+    "verify": CALLS["verify"],
 }
 MANAGER = {
     "__init__": "(self, checkpoint_dir, max_checkpoints=5)",
@@ -81,7 +83,7 @@ ERRORS = {
     "UnpicklableStateError": pickle.PicklingError,
     "DurabilityUnknownError": OSError,
 }
-CLASSES = {"CheckpointManager", "SaveFuture", "SaveReport"}
+CLASSES = {"CheckpointManager", "Report", "SaveFuture", "SaveReport"}
 
 
 def signature(call: Any) -> str:

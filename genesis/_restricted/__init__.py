@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
+from .._pickling import gc_paused
 from .machine import Machine, MalformedError, RefusedError
 from .outline import ArrayInfo, Opaque, arrays, global_names, outline
 from .site import Site
@@ -118,10 +119,11 @@ def load(
     machine = Machine(skeleton, world, world.memo())
     reached: Container[int] = ()
     try:
-        value = machine.run()
-        if machine.left:
-            raise MalformedError("the stream goes on after STOP")
-        reached = survey(value)
+        with gc_paused():
+            value = machine.run()
+            if machine.left:
+                raise MalformedError("the stream goes on after STOP")
+            reached = survey(value)
     except MalformedError as exc:
         raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc
     except RefusedError as exc:

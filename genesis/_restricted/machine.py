@@ -10,14 +10,14 @@ import pickle
 import re
 from collections.abc import Callable, Iterable
 from itertools import repeat
-from struct import error as StructError
+from struct import error as struct_error
 from struct import unpack_from
 from typing import Any, Final, Protocol
 
 MAX_STACK: Final = 1 << 24
 MAX_MEMO: Final = 1 << 24
 MAX_NAME: Final = 500
-"""Characters of the name of a global: two memoised strings of a megabyte are named in five bytes."""
+"""Characters of the name of a global: five bytes name two memoised strings of a megabyte."""
 MAX_GAP: Final = 1 << 16
 """Memo entries that an outline lets a stream skip."""
 
@@ -145,9 +145,7 @@ class Machine:
         start: offset of the opcode at hand, for messages.
     """
 
-    def __init__(
-        self, code: bytes | memoryview, world: World, memo: Iterable[object] = ()
-    ) -> None:
+    def __init__(self, code: bytes | memoryview, world: World, memo: Iterable[object] = ()) -> None:
         self.world = world
         self.start = 0
         self._code = bytes(code)  # no copy where it is bytes already
@@ -170,7 +168,7 @@ class Machine:
             raise MalformedError("the stream does not begin with a protocol of 2 or later")
         try:
             return self._run()
-        except StructError as exc:
+        except struct_error as exc:
             raise MalformedError(f"bytes are announced, {self.left:,} left") from exc
         except IndexError as exc:
             if self._next >= len(self._code):
@@ -181,7 +179,7 @@ class Machine:
         except UnicodeDecodeError as exc:
             raise MalformedError("a string is not UTF-8") from exc
 
-    def _run(self) -> object:  # noqa: C901, PLR0912, PLR0915
+    def _run(self) -> object:  # noqa: C901
         """One loop over local variables, the frequent opcodes first: a call for each opcode would
         take several times as long. What only an outline reads is in `_rare`.
 
@@ -372,7 +370,9 @@ class Machine:
                         push = stack.append
                     elif op == 0x2E:  # STOP
                         if marked or len(stack) != 1:
-                            raise MalformedError("the stream stops with more or less than one value")
+                            raise MalformedError(
+                                "the stream stops with more or less than one value"
+                            )
                         return stack.pop()
                     elif op == 0x80:  # PROTO
                         if code[i] > pickle.HIGHEST_PROTOCOL or (world.strict and code[i] < 2):
@@ -406,8 +406,10 @@ class Machine:
         if end - i > 4 * MAX_NAME:
             raise RefusedError(f"a global has a name of {end - i:,} bytes")
         try:
-            return end + 1, str(self._code[i:middle], "utf-8"), str(
-                self._code[middle + 1 : end], "utf-8"
+            return (
+                end + 1,
+                str(self._code[i:middle], "utf-8"),
+                str(self._code[middle + 1 : end], "utf-8"),
             )
         except UnicodeDecodeError as exc:
             raise MalformedError("the name of a global is not UTF-8") from exc
@@ -499,7 +501,7 @@ def _dup(m: Machine, i: int, stack: list[Any]) -> int:
 
 
 def _nothing(m: Machine, i: int, stack: list[Any]) -> int:
-    stack[-1]  # noqa: B018  or the stream takes from an empty stack
+    stack[-1]  # or the stream takes from an empty stack
     return i
 
 

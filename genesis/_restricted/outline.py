@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from .._errors import CorruptCheckpointError
+from .._pickling import gc_paused
 from . import numpy, torch
 from .machine import Machine, MalformedError, RefusedError
 from .numpy import array_range
@@ -382,8 +383,9 @@ def outline(
     world = InertWorld(data_size, len(skeleton))
     machine = Machine(skeleton, world, world.memo())
     try:
-        value = machine.run()
-        if data_size is not None and machine.left:
+        with gc_paused():
+            value = machine.run()
+        if machine.left:
             raise MalformedError("the stream goes on after STOP")
     except (MalformedError, RefusedError) as exc:
         raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc

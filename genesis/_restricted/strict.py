@@ -212,7 +212,8 @@ def _survey_tree(root: object, site: Site | None) -> set[int] | None:
     """Level by level, at the speed of C: whoever walks a tree meets each part once. ``None`` where
     a container stands in two places, which is no tree."""
     found: set[int] = set()
-    level = [root] if type(root) in _MET else []
+    level: list[Any] = [root] if type(root) in _MET else []
+    parts: Iterable[Any]
     for _ in range(MAX_DEPTH + 1):
         if not level:
             return found
@@ -297,4 +298,5 @@ def _next_unmeasured(visit: _Visit, measured: dict[int, tuple[int, int]]) -> Any
 def _parts(container: Any) -> Iterable[Any]:
     if type(container) is OrderedDict:
         return chain(container.values(), vars(container).values())
-    return container.values() if type(container) in _MAPPINGS else container
+    parts: Iterable[Any] = container.values() if type(container) in _MAPPINGS else container
+    return parts

@@ -15,6 +15,7 @@ from ._calls import (
     save_async,
     save_checkpoint,
     validate_checkpoint,
+    verify,
 )
 from ._manager import CheckpointManager
 from ._stream import stream
@@ -31,6 +32,7 @@ __all__ = [
     "save_checkpoint",
     "stream",
     "validate_checkpoint",
+    "verify",
 ]
 
 _public.publish(globals())

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from .. import _api, _bridge, _fs
 from .._clearing import Clearing
 from .._futures import SaveReport
+from .._inspect import Report
 from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
 from .._writer import Request, Task, writer
 
@@ -93,7 +94,12 @@ async def safe_load_checkpoint(
 
 async def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     """`genesis.validate_checkpoint` on a thread."""
-    return await _bridge.call(partial(_api.validate_checkpoint, file_path))
+    return await _bridge.call(partial(_api.validate_checkpoint, _fs.resolve(file_path)))
+
+
+async def verify(file_path: FilePath) -> Report:
+    """`genesis.verify` on a thread."""
+    return await _bridge.call(partial(_api.verify, _fs.resolve(file_path)))
 
 
 save_async = save
