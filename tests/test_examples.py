@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optional import needs_torch
 
 import genesis
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 LIMIT = 300
+
+pytestmark = needs_torch
 
 
 def run(name: str, *args: str, folder: Path) -> str:

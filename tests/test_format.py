@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import second_reader
 from golden.make import STATES, golden
-from optional import torch
+from optional import needs_torch, torch
 from same import assert_same
 from second_writer import CHUNK_SIZE, PLAIN, TORCH, assemble, assemble_stream, header, index, sealed
 
@@ -61,12 +61,15 @@ def check_of_dill(state: dict[str, Any]) -> None:
     assert state["a"].tolist() == [None, "x", 3]
 
 
+@needs_torch
 @pytest.mark.parametrize("read", [genesis.load, second_reader.read], ids=["genesis", "second"])
 def test_the_golden_file_of_dill(read: Callable[[Path], dict[str, Any]]) -> None:
     check_of_dill(read(golden("dill")))
 
 
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize(
+    "name", [*("plain", "numpy"), *(pytest.param(n, marks=needs_torch) for n in ("torch", "dill"))]
+)
 def test_the_golden_file_opens_without_genesis(name: str) -> None:
     program = f"""
         import sys

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from contention import run
+from optional import needs_torch
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -71,6 +72,7 @@ print(status("VmHWM") - before)
 """
 
 
+@needs_torch
 @pytest.mark.parametrize("kind", ["NumPy", "torch", "scattered"])
 @pytest.mark.parametrize("size", [200 * MB, 600 * MB])
 def test_a_plain_save_takes_the_same_little_memory_for_any_size(
@@ -80,6 +82,7 @@ def test_a_plain_save_takes_the_same_little_memory_for_any_size(
     assert measure(source, tmp_path / "f", size, kind) <= 128 * MB
 
 
+@needs_torch
 @pytest.mark.parametrize("capture", ["copy", "deferred"])
 def test_a_background_save_takes_one_copy_of_the_state(tmp_path: Path, capture: str) -> None:
     size = 400 * MB
@@ -88,12 +91,14 @@ def test_a_background_save_takes_one_copy_of_the_state(tmp_path: Path, capture: 
     assert measure(source, tmp_path / "f", size, "torch") <= 1.05 * size + 64 * MB
 
 
+@needs_torch
 def test_a_verified_load_takes_no_more_than_what_it_loads(tmp_path: Path) -> None:
     size = 400 * MB
     load = "genesis.save(made, path); made.clear(); before = mark(); found = genesis.load(path)"
     assert measure(PEAK.replace("{save}", load), tmp_path / "f", size, "torch") <= size + 64 * MB
 
 
+@needs_torch
 def test_a_mapped_load_reads_nothing_that_is_not_touched(tmp_path: Path) -> None:
     load = (
         "genesis.save(made, path); made.clear(); before = mark(); "

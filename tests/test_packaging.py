@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from optional import needs_torch
 
 import genesis
 
@@ -85,6 +86,7 @@ def test_import_loads_none_of_the_libraries_it_works_with() -> None:
     assert heavy & set(loaded) == set()
 
 
+@needs_torch
 def test_import_takes_under_a_tenth_of_the_time_of_torch() -> None:
     def seconds(module: str) -> float:
         return float(

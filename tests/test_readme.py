@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from optional import needs_torch
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -23,6 +24,7 @@ def test_there_is_a_program_for_each_way_to_save() -> None:
         assert any(call in program for program in PROGRAMS), call
 
 
+@needs_torch
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
 def test_program_runs(number: int, tmp_path: Path) -> None:
     script = tmp_path / "program.py"

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from optional import needs_torch
 
 import genesis
 import genesis.aio
@@ -342,6 +343,7 @@ def program(code: str) -> str:
     return done.stdout
 
 
+@needs_torch
 def test_nn_and_optim_are_those_of_torch() -> None:
     program(
         "import genesis, sys\n"
