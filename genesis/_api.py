@@ -6,6 +6,7 @@ Each is a few lines over the writer and the store; `genesis.aio` has the same, a
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from . import _fs, _inspect, _store
 from ._clearing import Clearing, refuse_emptied
 from ._futures import SaveFuture, SaveReport
 from ._inspect import Report
+from ._locks import Turn
 from ._options import (
     FilePath,
     LoadChoices,
@@ -272,6 +274,43 @@ def load_metadata(file_path: FilePath) -> dict[str, Any]:
     return _store.metadata(_settled(file_path))
 
 
+def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
+    """Remove a checkpoint, its backup, and what killed writers left of it, durably.
+
+    Waits for every save of the path that was submitted before, so that none of them brings the file
+    back afterwards, as it does after `os.remove`. Through a symlink the file that it leads to is
+    removed.
+
+    Args:
+        file_path: the checkpoint file.
+        missing_ok: whether it is no error that neither file nor backup is there.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        IsADirectoryError, PermissionError, OSError: it could not be removed.
+        RuntimeError: as for `save`, where the call would wait for ever.
+
+    Thread-safe. Readers that have the file open keep it.
+    """
+    turn = removal(file_path)
+    with turn, turn:
+        turn.enter()
+        remove_in_turn(turn, missing_ok=missing_ok)
+
+
+def removal(file_path: FilePath) -> Turn:
+    """A place among the saves of a path, not taken yet."""
+    return writer.turns.turn(_fs.resolve(file_path))
+
+
+def remove_in_turn(turn: Turn, *, missing_ok: bool) -> None:
+    """Wait for the turn, remove the file, and leave."""
+    with turn, turn:
+        turn.wait()
+        if not _store.remove(turn.path) and not missing_ok:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), turn.path)
+
+
 def flush(timeout: float | None = None) -> None:
     """Wait until every background save submitted so far is durable.
 
@@ -384,7 +423,11 @@ def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     Returns:
         ``(True, "Checkpoint is valid")``, or ``False`` and what is wrong.
     """
-    return _inspect.validate(_settled(file_path))
+    try:
+        path = _settled(file_path)
+    except (OSError, ValueError) as exc:
+        return False, f"Error validating checkpoint: {exc}"
+    return _inspect.validate(path)
 
 
 def verify(file_path: FilePath) -> Report:

@@ -290,6 +290,32 @@ class Replacement:
             with suppress(OSError):
                 self._old = self._directory.open(self._backup)
 
+    def remove(self) -> bool:
+        """Remove the target and its backup instead, and what killed writers left of it.
+
+        Returns:
+            Whether there was a target or a backup.
+
+        Raises:
+            OSError: one of them could not be removed, or the directory not be synced.
+        """
+        target = self._directory.status(self._name)
+        if target is not None:
+            _refuse_special(target, self.path)
+        with between_processes(self._directory, self._short):
+            start = f".{self._short}.genesis-"
+            self._sweep([name for name in self._directory.names() if name.startswith(start)])
+            # The backup first: alone, it would come back as the checkpoint it is of.
+            there = [
+                name
+                for name in (self._backup, self._name)
+                if self._directory.status(name) is not None
+            ]
+            for name in there:
+                self._directory.remove(name)
+            self._directory.sync()
+        return bool(there)
+
     def take_old(self) -> Callable[[], None] | None:
         """After a commit: a call that frees the blocks of a large old file, on any thread."""
         fd, self._old = self._old, -1

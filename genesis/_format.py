@@ -67,6 +67,8 @@ class Index:
     writer: str
     python: str
     metadata: dict[str, Any]
+    order: int = 0
+    """Of a manager's checkpoint: higher than of those that it wrote there before."""
 
 
 def align(offset: int, alignment: int = ALIGNMENT) -> int:
@@ -89,13 +91,18 @@ def prologue(*, torch_storages: bool) -> bytes:
     return _PROLOGUE_TORCH if torch_storages else _PROLOGUE_PLAIN
 
 
-def encode_index(pickler: str, writer: str, python: str, metadata: Mapping[str, Any]) -> bytes:
+def encode_index(
+    pickler: str, writer: str, python: str, metadata: Mapping[str, Any], order: int = 0
+) -> bytes:
     """The index as bytes.
 
     Raises:
         TypeError, ValueError: `metadata` is not JSON.
     """
-    record = {"pickler": pickler, "writer": writer, "python": python, "metadata": dict(metadata)}
+    record: dict[str, Any] = {"pickler": pickler, "writer": writer, "python": python}
+    record["metadata"] = dict(metadata)
+    if order:
+        record["order"] = order
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -185,6 +192,7 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
             record.get("writer", ""),
             record.get("python", ""),
             record.get("metadata", {}),
+            _order_of(record),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ChecksumError(path, f"the index cannot be read ({exc!r})", offset) from exc
@@ -195,6 +203,11 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
             path, f"the index names no known pickler: {index.pickler!r:.40}", offset
         )
     return index
+
+
+def _order_of(record: dict[str, Any]) -> int:
+    order = record.get("order")
+    return order if type(order) is int and order > 0 else 0
 
 
 def check_header(path: str, start: bytes, between: bytes, footer: Footer) -> int:

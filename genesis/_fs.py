@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 import sys
 import threading
@@ -25,6 +26,7 @@ else:
     import fcntl
 
 from ._errors import NotACheckpointError
+from ._options import FilePath
 
 _position = threading.Lock()
 """Held between seeking and reading where a system has no call for both: several threads read one
@@ -35,6 +37,9 @@ REMOVES_OPEN_FILES = not _WINDOWS
 _O_DIRECT: int = getattr(os, "O_DIRECT", 0)
 _O_BASE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0)
 _SEPARATORS = (os.sep, os.altsep or os.sep)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""One slash, since `pathlib` makes one of two, and two letters, since one is a drive of Windows. A
+folder that has such a name can still be given with ``./`` before it."""
 _MAX_WRITE = 1 << 30
 """Linux writes at most 0x7ffff000 bytes a call, macOS fails above 2 GiB."""
 
@@ -60,22 +65,44 @@ _WINDOWS_HELD = {5, 32, 33, 1224}
 """ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE."""
 
 
-def resolve(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
-    """The one absolute name of a file: symlinks followed, as ``str``.
+def resolve(path: FilePath) -> str:
+    """The one absolute name of a file: symlinks followed, ``~`` expanded, as ``str``.
 
     Raises:
         TypeError: `path` is no path.
-        ValueError: it is empty or holds a NUL.
+        ValueError: it is empty, holds a NUL, is a URL, or begins with a ``~`` that nobody knows.
         IsADirectoryError: it ends with a separator.
         PermissionError: it is a symlink that the system does not let us follow, or is in a
             directory that may not be searched.
         OSError: it cannot be looked up, for another reason than that it is not there.
     """
+    name = _local_name(path)
+    if name.endswith(_SEPARATORS):
+        raise IsADirectoryError(errno.EISDIR, "this names a directory; name a file in it", name)
+    return _real_path(name)
+
+
+def resolve_directory(path: FilePath) -> str:
+    """The one absolute name of a directory, which need not be there yet. Raises as `resolve`."""
+    return _real_path(_local_name(path))
+
+
+def _local_name(path: FilePath) -> str:
     name = os.fsdecode(path)
     if not name:
         raise ValueError("the path of a checkpoint must not be empty")
-    if name.endswith(_SEPARATORS):
-        raise IsADirectoryError(errno.EISDIR, "this names a directory; name a file in it", name)
+    if _URL.match(name):
+        raise ValueError(
+            f"{name!r} is a URL or names another machine, and genesis reads and writes local files "
+            "only; save to a local path and upload the file when it is durable"
+        )
+    expanded = os.path.expanduser(name)
+    if expanded == name and name.startswith(tuple(f"~{each}" for each in _SEPARATORS)):
+        raise ValueError(f"{name!r}: no home directory is known here; give the whole path")
+    return expanded
+
+
+def _real_path(name: str) -> str:
     try:
         # `realpath` takes any error for "no symlink", and reads links itself, past the system's
         # refusal to follow one that a stranger put into a directory like /tmp.
@@ -213,6 +240,11 @@ class Directory:
         fd = os.open(self._name(name), flags, dir_fd=self._fd)
         _ours.add(fd)
         return fd
+
+    def open_for_reading(self, name: str) -> int:
+        """A file open for reading; never through a symlink."""
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _O_BASE
+        return os.open(self._name(name), flags, dir_fd=self._fd)
 
     def link(self, name: str, new_name: str) -> bool:
         """A second name for a file; ``False`` where the file system has no hard links."""

@@ -5,41 +5,52 @@ It names files and removes old ones; saving and loading are `_api`'s.
 
 from __future__ import annotations
 
+import operator
 import os
 import re
+import stat
 import time
-from collections.abc import Callable
 from typing import Any, Literal, Unpack, overload
 
-from . import _fs
+from . import _fs, _store
 from ._atomic import BACKUP_SUFFIX
-from ._futures import SaveFuture, SaveReport
+from ._futures import SaveFuture, SaveReport, log
 from ._options import FilePath, SaveChoices, SaveOptions, check_names, spelled_out
-from ._retention import keep_last
+from ._retention import Checkpoint, all_but_newest, by_writing
 from ._writer import Request, writer
 
-_NAME = re.compile(r"epoch_(\d+)\.pth")
+_NAME = re.compile(r"epoch_[0-9]{6,18}\.pth")
+_ORDERS_KEPT = 1000
 
 
 class CheckpointManager:
     """Checkpoints ``epoch_000001.pth``, ... in one directory, the newest `max_checkpoints` kept.
 
-    A checkpoint is removed only after a newer one is durable. Thread-safe. Two managers of one
-    directory keep the lower of their numbers.
+    The newest is the one that was written last, whatever its epoch: a run that goes back to an
+    earlier epoch keeps what it writes, and the checkpoints that it abandoned go first. A checkpoint
+    is removed only after a newer one is durable. Thread-safe. Two managers of one directory keep
+    the lower of their numbers.
 
     Args:
-        checkpoint_dir: made with the first save if it is missing.
+        checkpoint_dir: made with the first save if it is missing. It is looked up here, once: a
+            later change of the working directory, or of a symlink, leads nowhere else.
         max_checkpoints: how many to keep, at least 1.
 
+    Attributes:
+        checkpoint_dir: the real path of the directory.
+
     Raises:
-        ValueError: `max_checkpoints` is less than 1.
+        ValueError: `max_checkpoints` is less than 1, or `checkpoint_dir` is a URL.
     """
 
     def __init__(self, checkpoint_dir: FilePath, max_checkpoints: int = 5) -> None:
         if max_checkpoints < 1:
             raise ValueError(f"max_checkpoints must be at least 1, not {max_checkpoints}")
-        self.checkpoint_dir = os.fsdecode(checkpoint_dir)
+        self.checkpoint_dir = _fs.resolve_directory(checkpoint_dir)
         self.max_checkpoints = max_checkpoints
+        self._last_order = 0
+        self._orders: dict[tuple[int, ...], int] = {}
+        """What files told of their order: each is read once."""
 
     @overload
     def save_checkpoint(
@@ -89,11 +100,13 @@ class CheckpointManager:
 
         Args:
             model, optimizer: anything with a ``state_dict()``.
+            epoch: a whole number from 0 up.
             background and every other option: as for `save`. Older checkpoints are removed when the
                 new one is durable.
 
         Raises:
-            OSError: as `save`; or an old checkpoint could not be removed.
+            ValueError: `epoch` is negative.
+            OSError: as `save`. That an old checkpoint could not be removed is only logged.
         """
         request = self.request(model, optimizer, epoch, loss, options)
         return writer.submit(request) if background else writer.save(request)
@@ -103,6 +116,7 @@ class CheckpointManager:
     ) -> Request:
         """The save of one epoch, with the removal of old ones at its end."""
         check_names(options, SaveChoices)
+        name = _name_of(epoch)
         _fs.make_directories(self.checkpoint_dir)
         checkpoint = {
             "epoch": epoch,
@@ -111,30 +125,109 @@ class CheckpointManager:
             "loss": loss,
             "timestamp": time.time(),
         }
-        path = _fs.resolve(os.path.join(self.checkpoint_dir, f"epoch_{epoch:06d}.pth"))
-        return Request(path=path, state=checkpoint, done=self._prune_after(path), **options)
+        with _fs.Directory(self.checkpoint_dir) as folder:
+            identity = folder.identity()
+            written = self._written(folder)
+        # Two threads may get one number; then the time tells.
+        self._last_order = max([self._last_order, *(file.order for file in written)]) + 1
+        return Request(
+            path=_fs.resolve(os.path.join(self.checkpoint_dir, name)),
+            state=checkpoint,
+            done=lambda: self._prune(name, identity),
+            order=self._last_order,
+            **options,
+        )
 
-    def _prune_after(self, path: str) -> Callable[[], None]:
-        def prune() -> None:
-            for old in keep_last(self.checkpoints(), self.max_checkpoints):
-                # A run resumed from an earlier epoch may just have saved the lowest of all.
-                if _fs.resolve(old) != path:
-                    # The backup that a crash may have left goes first: alone, it would come back
-                    # as the checkpoint it is of.
-                    _fs.remove(old + BACKUP_SUFFIX)
-                    _fs.remove(old)
+    def _prune(self, saved: str, identity: tuple[int, int]) -> None:
+        """Remove the oldest checkpoints. A courtesy: the save that it follows is durable.
 
-        return prune
+        Args:
+            saved: the file that was saved, which stays.
+            identity: of the directory that it was saved to.
+        """
+        try:
+            with _fs.Directory(self.checkpoint_dir) as folder:
+                if folder.identity() != identity:
+                    log.warning(
+                        "%s is another directory than when the save began; nothing was removed",
+                        self.checkpoint_dir,
+                    )
+                    return
+                for old in all_but_newest(self._written(folder), self.max_checkpoints):
+                    if old.name != saved:
+                        # The backup that a crash may have left goes first: alone, it would come
+                        # back as the checkpoint it is of.
+                        folder.remove(old.name + BACKUP_SUFFIX)
+                        folder.remove(old.name)
+        except OSError as exc:
+            log.warning(
+                "an old checkpoint in %s was not removed (%s); the next save tries again",
+                self.checkpoint_dir,
+                exc,
+            )
+
+    def _written(self, folder: _fs.Directory) -> list[Checkpoint]:
+        """The checkpoints in the order in which they were written."""
+        names = [name for name in folder.names() if _is_ours(name)]
+        found = [file for name in names if (file := self._look_at(folder, name))]
+        return by_writing(found)
+
+    def _look_at(self, folder: _fs.Directory, name: str) -> Checkpoint | None:
+        status = folder.status(name)
+        if status is None or stat.S_ISDIR(status.st_mode):
+            return None
+        key = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        if key not in self._orders:
+            if len(self._orders) > _ORDERS_KEPT:
+                self._orders.clear()
+            self._orders[key] = _order_of(folder, name)
+        return Checkpoint(_epoch_of(name), name, self._orders[key], status.st_mtime_ns)
+
+    def _found(self) -> list[Checkpoint]:
+        try:
+            with _fs.Directory(self.checkpoint_dir) as folder:
+                return self._written(folder)
+        except FileNotFoundError:
+            return []
 
     def checkpoints(self) -> dict[int, str]:
         """The path of each epoch's checkpoint, lowest epoch first."""
-        try:
-            names = _fs.names(self.checkpoint_dir)
-        except FileNotFoundError:
-            return {}
-        found = {int(match[1]): name for name in names if (match := _NAME.fullmatch(name))}
-        return {epoch: os.path.join(self.checkpoint_dir, found[epoch]) for epoch in sorted(found)}
+        return {file.epoch: self._path(file) for file in sorted(self._found())}
 
     def latest(self) -> str | None:
-        """The path of the highest epoch's checkpoint, ``None`` where there is none."""
-        return next(reversed(self.checkpoints().values()), None)
+        """The path of the checkpoint that was written last, ``None`` where there is none."""
+        found = self._found()
+        return self._path(found[-1]) if found else None
+
+    def _path(self, file: Checkpoint) -> str:
+        return os.path.join(self.checkpoint_dir, file.name)
+
+
+def _name_of(epoch: int) -> str:
+    number = operator.index(epoch)
+    if number < 0:
+        raise ValueError(f"epoch must not be negative, and is {epoch}")
+    return f"epoch_{number:06d}.pth"
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a manager gives this name. Not to ``epoch_1.pth``, which would hide the file of the
+    same epoch or be hidden by it."""
+    return _NAME.fullmatch(name) is not None and name == _name_of(_epoch_of(name))
+
+
+def _epoch_of(name: str) -> int:
+    return int(name[len("epoch_") : -len(".pth")])
+
+
+def _order_of(folder: _fs.Directory, name: str) -> int:
+    try:
+        fd = folder.open_for_reading(name)
+    except OSError:
+        return 0  # a symlink, or not for us to read
+    try:
+        return _store.order_of(folder.join(name), fd)
+    except OSError:
+        return 0
+    finally:
+        _fs.let_go(fd)

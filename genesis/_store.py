@@ -72,12 +72,17 @@ class Job:
 
 
 def plan(
-    state: object, metadata: Mapping[str, Any] | None = None, *, sharded: Sharded = "refuse"
+    state: object,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    sharded: Sharded = "refuse",
+    order: int = 0,
 ) -> Job:
     """Pickle the structure of `state` and lay out its arrays; nothing is copied yet.
 
     Args:
         sharded: see `_pickling.plan`.
+        order: see `_format.Index`.
 
     Raises:
         UnpicklableStateError: something in it cannot be saved.
@@ -86,7 +91,9 @@ def plan(
     made = _pickling.plan(state, sharded=sharded)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     try:
-        index = _format.encode_index(made.pickler, f"genesis {__version__}", python, metadata or {})
+        index = _format.encode_index(
+            made.pickler, f"genesis {__version__}", python, metadata or {}, order
+        )
     except (TypeError, ValueError) as exc:
         raise type(exc)(f"metadata must be a mapping of JSON values: {exc}") from exc
     return Job(made, index)
@@ -159,6 +166,17 @@ def save_staged(path: str, job: Job, arena: Arena) -> Written:
             for start in range(0, job.size, _STAGED_WINDOW)
         )
         return _commit(place, job, windows)
+
+
+def remove(path: str) -> bool:
+    """Remove a file, its backup and what killed writers left of it; ``False`` where neither file
+    nor backup was there."""
+    try:
+        place = Replacement(path, is_sound=is_sound)
+    except FileNotFoundError:
+        return False  # nor is its directory
+    with place, place:
+        return place.remove()
 
 
 def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> Written:
@@ -465,6 +483,15 @@ def metadata(path: str) -> dict[str, Any]:
     as `verify`."""
     with _fs.reading(path) as fd:
         return open_file(path, fd).index.metadata
+
+
+def order_of(path: str, fd: int) -> int:
+    """The place of an open file in the order in which a manager wrote its files; 0 where it tells
+    none. Reads its ends only."""
+    try:
+        return open_file(path, fd).index.order
+    except CorruptCheckpointError:
+        return 0
 
 
 def holds_something(path: str, part: str | None = None) -> bool:

@@ -53,6 +53,12 @@ class Request(SaveChoices):
     """Called when the file is durable, before the save's turn ends."""
     begin: Callable[[], None] = lambda: None
     """Called when the state is about to be captured, which may be long after the call of `save`."""
+    order: int = 0
+    """Of a manager's save, among its saves."""
+
+    def plan(self) -> _store.Job:
+        """Pickle the structure of the state as it is now. Raises as `_store.plan`."""
+        return _store.plan(self.state, self.metadata, sharded=self.sharded, order=self.order)
 
 
 class Task:
@@ -135,7 +141,7 @@ class Writer:
             turn.wait()
             ready = time.perf_counter()
             request.begin()
-            job = _store.plan(request.state, request.metadata, sharded=request.sharded)
+            job = request.plan()
             planned = time.perf_counter()
             written = _store.save(request.path, job)
             request.done()
@@ -187,7 +193,7 @@ class Writer:
         request = task.request
         ready = time.perf_counter()
         request.begin()
-        task.job = _store.plan(request.state, request.metadata, sharded=request.sharded)
+        task.job = request.plan()
         if (freed := self._reserve(task)) is not None:
             return freed
         task.arena = _store.arenas.take(task.job.size)

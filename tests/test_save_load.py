@@ -928,13 +928,6 @@ def test_the_manager_removes_an_old_one_only_when_the_new_one_is_durable(path: P
     assert list(manager.checkpoints()) == [2]
 
 
-def test_the_manager_keeps_what_it_has_just_saved_though_it_is_the_lowest(path: Path) -> None:
-    manager, model = manager_of(path, 2)
-    for epoch in (8, 9, 3):
-        manager.save_checkpoint(model, model, epoch, 0.5)
-    assert list(manager.checkpoints()) == [3, 8, 9]
-
-
 def test_the_manager_keeps_the_old_one_when_a_save_fails(path: Path) -> None:
     manager, model = manager_of(path, 1)
     manager.save_checkpoint(model, model, 1, 0.5)

