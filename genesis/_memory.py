@@ -7,6 +7,7 @@ Addresses are the caller's to vouch for. Knows nothing of pickles, plans or path
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import platform
@@ -44,12 +45,16 @@ copy_held = _holding(ctypes.memmove, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_
 zero_held = _holding(ctypes.memset, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)
 
 
-def private_memory(size: int) -> mmap.mmap:
+class PrivateMemory(mmap.mmap):
+    """A mapping behind which there is no file."""
+
+
+def private_memory(size: int) -> PrivateMemory:
     """Fresh zeroed memory, page-aligned."""
     if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
+        return PrivateMemory(-1, size)
     # Private, or a forked child would share the bytes that a save of its parent is made of.
-    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return PrivateMemory(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def address_of(memory: mmap.mmap) -> int:
@@ -65,23 +70,35 @@ _VECTORS = 1024
 _GATHERED_FROM = 32
 """Buffers from which on it is worth a call."""
 
+_Write = Callable[..., int]
+_VECTORED = (
+    ctypes.c_int,
+    *(ctypes.c_void_p, ctypes.c_ulong),
+    *(ctypes.c_void_p, ctypes.c_ulong),
+    ctypes.c_ulong,
+)
 try:
-    # Copies from this process to another, which may be the same; Linux has it. Keeps the GIL.
-    _write_memory: Callable[..., int] | None = ctypes.PYFUNCTYPE(
-        ctypes.c_ssize_t,
-        ctypes.c_int,
-        *(ctypes.c_void_p, ctypes.c_ulong),
-        *(ctypes.c_void_p, ctypes.c_ulong),
-        ctypes.c_ulong,
-    )(("process_vm_writev", ctypes.pythonapi))
+    # Copies from this process to another, which may be the same; Linux has it. The first keeps the
+    # GIL, the second gives it up.
+    _symbol = "process_vm_writev", ctypes.pythonapi
+    _write_memory: _Write | None = ctypes.PYFUNCTYPE(ctypes.c_ssize_t, *_VECTORED)(_symbol)
+    _write_memory_released: _Write | None = ctypes.CFUNCTYPE(ctypes.c_ssize_t, *_VECTORED)(_symbol)
 except AttributeError:
-    _write_memory = None
+    _write_memory = _write_memory_released = None
 
 
-def gather(target: int, sources: list[int], sizes: list[int]) -> None:
+def gather(target: int, sources: list[int], sizes: list[int], *, checked: bool = False) -> None:
     """Copy buffers to `target` one behind the other, each with zeros up to a multiple of 64 bytes.
-    Holds the GIL."""
-    if len(sizes) < _GATHERED_FROM or not _gathered(target, sources, sizes):
+    Holds the GIL.
+
+    Args:
+        checked: some may have lost their memory; see `copy_checked`.
+
+    Raises:
+        UnreadableMemoryError: one has.
+    """
+    few = len(sizes) < _GATHERED_FROM and not checked
+    if few or not _gathered(target, sources, sizes):
         steps = list(map(align, sizes))
         zero_held(target, 0, sum(steps))
         # The quickest way to run an iterator to its end.
@@ -104,9 +121,69 @@ def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:
         count = 2 * len(sizes[some])
         at = address + 4 * first * vectors.itemsize
         if _write_memory(os.getpid(), at, count, into.buffer_info()[0], 1, 0) != into[1]:
+            if _kernel_copies():
+                raise UnreadableMemoryError
             return False
         target += into[1]
     return True
+
+
+def _kernel_copies() -> bool:
+    """Whether it copies at all: a copy that failed then met memory that is not there."""
+    return _copied(_write_memory, ctypes.addressof(_SCRATCH), ctypes.addressof(_ZEROS), 2)
+
+
+# --------------------------------------------------------------- copies of what may not be there
+
+_SCRATCH = ctypes.create_string_buffer(_VECTORS)
+
+
+class UnreadableMemoryError(OSError):
+    """Memory is not there any more, or what stood behind it: a mapped file became shorter."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EFAULT, "memory of the state cannot be read any more")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), ()
+
+
+def all_readable(addresses: list[int]) -> bool:
+    """Whether each of some bytes is there. Of a buffer, ask for the last: it is the first to go
+    when a mapped file becomes shorter. True where the kernel does not tell."""
+    if _write_memory is None:
+        return True
+    for first in range(0, len(addresses), _VECTORS):
+        some = addresses[first : first + _VECTORS]
+        vectors = array("L", [1]) * (2 * len(some))
+        vectors[0::2] = array("L", some)
+        into = array("L", [ctypes.addressof(_SCRATCH), len(some)])
+        at, there = vectors.buffer_info()[0], into.buffer_info()[0]
+        if _write_memory(os.getpid(), at, len(some), there, 1, 0) != len(some):
+            return not _kernel_copies()
+    return True
+
+
+def copy_checked(target: int, source: int, size: int) -> None:
+    """Copy memory that may be gone, a mapped file that became shorter say: where the kernel copies,
+    that is an error; elsewhere it ends the process, as for everybody who reads it. Gives the GIL
+    up.
+
+    Raises:
+        UnreadableMemoryError: it is gone.
+    """
+    if size and not _copied(_write_memory_released, target, source, size):
+        if _kernel_copies():
+            raise UnreadableMemoryError
+        ctypes.memmove(target, source, size)
+
+
+def _copied(write: _Write | None, target: int, source: int, size: int) -> bool:
+    if write is None:
+        return False
+    vectors = array("L", [source, size, target, size])
+    there, into = vectors.buffer_info()[0], vectors.buffer_info()[0] + 2 * vectors.itemsize
+    return write(os.getpid(), there, 1, into, 1, 0) == size
 
 
 # ------------------------------------------------------------------------ fresh memory from a file

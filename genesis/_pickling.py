@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from . import _culprit, _frameworks, _outside
 from ._errors import UnpicklableStateError
 from ._options import Sharded
-from ._plan import Call, DataRegion, Plan
+from ._plan import Call, DataRegion, Plan, RefusedObjectError
 
 _PROTOCOL = 5
 
@@ -61,9 +61,9 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
     with gc_paused():
-        skeleton, region, pickler = _pickle(state, None)
+        skeleton, region, pickler = _pickle(state, None, sharded)
         if region.lessons is not None:
-            skeleton, region, pickler = _pickle(state, region.lessons)
+            skeleton, region, pickler = _pickle(state, region.lessons, sharded)
     return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
 
@@ -79,25 +79,25 @@ def gc_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _pickle(state: object, hints: Any) -> tuple[_Skeleton, DataRegion, str]:
-    region = DataRegion(hints)
+def _pickle(state: object, hints: Any, sharded: Sharded) -> tuple[_Skeleton, DataRegion, str]:
+    region = DataRegion(hints, sharded=sharded)
     try:
         skeleton = _dump(_c_pickler, state, region)
     except Exception as exc:
         # Whatever else made the C pickler fail, dill may know better, and if not, its error is the
         # one that counts.
-        if isinstance(exc, _outside.OutsideError) or _is_of_a_change(exc):
-            raise _unpicklable(state, exc) from exc
+        if _is_final(exc):
+            raise _unpicklable(state, exc, sharded) from exc
     else:
         if not skeleton.mentions_main():
             return skeleton, region, "pickle"
-    region = DataRegion(hints)
+    region = DataRegion(hints, sharded=sharded)
     try:
         return _dump(_dill_pickler(), state, region), region, "dill"
     except MemoryError:
         raise
     except Exception as exc:
-        raise _unpicklable(state, exc) from exc
+        raise _unpicklable(state, exc, sharded) from exc
 
 
 class _Pickler(Protocol):
@@ -112,6 +112,7 @@ def _dump(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _
     pickler = make(skeleton, region)
     pickler.memo = memo
     pickler.dump(state)
+    region.close()
     return skeleton.behind(opcodes)
 
 
@@ -192,14 +193,14 @@ def _goes_by_name(obj: Any) -> bool:
     return found is obj
 
 
-def _unpicklable(state: object, exc: Exception) -> UnpicklableStateError:
+def _unpicklable(state: object, exc: Exception, sharded: Sharded) -> UnpicklableStateError:
     """The error that names the place of what cannot be saved; `exc` is what the pickler raised."""
-    place, error = _culprit.find(state, _asked()) or ("", exc)
+    place, error = _culprit.find(state, _asked(sharded)) or ("", exc)
     return _named(place, error)
 
 
 def _named(place: str, error: Exception) -> UnpicklableStateError:
-    if isinstance(error, _outside.OutsideError):
+    if isinstance(error, _outside.OutsideError | RefusedObjectError):
         return UnpicklableStateError(place, str(error), error.hint)
     problem = f"{type(error).__name__}: {error}"
     if _is_of_a_change(error):
@@ -209,14 +210,20 @@ def _named(place: str, error: Exception) -> UnpicklableStateError:
     return UnpicklableStateError(place, problem)
 
 
+def _is_final(error: Exception) -> bool:
+    """Whether dill would meet the same thing."""
+    refused = isinstance(error, _outside.OutsideError | RefusedObjectError)
+    return refused or _is_of_a_change(error)
+
+
 def _is_of_a_change(error: Exception) -> bool:
     """Whether a container changed while the pickler went through it."""
     return isinstance(error, RuntimeError) and "during iteration" in str(error)
 
 
-def _asked() -> _culprit.Asked:
+def _asked(sharded: Sharded) -> _culprit.Asked:
     """What the search for a culprit asks: the reducers of a pickling that places nothing."""
-    region = DataRegion()
+    region = DataRegion(sharded=sharded)
     reducers = _Reducers(region)
 
     def save(obj: Any) -> bool:

@@ -8,15 +8,18 @@ decides nothing about when, on which thread, or to where.
 from __future__ import annotations
 
 import ctypes
+import pickle
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import compress, count, pairwise
 from operator import itemgetter, ne
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from . import _format
 from ._format import align
-from ._memory import copy_held, gather, zero_held
+from ._memory import all_readable, copy_checked, copy_held, gather, zero_held
+from ._options import Sharded
 
 _DATA = _format.HEADER_SIZE
 SMALL = 64 << 10
@@ -32,12 +35,17 @@ class Readable(Protocol):
         """Fill `target` with the bytes from `start` on; return when they are there."""
 
 
-Piece = tuple[int, int, int, Any, bool]
-"""One buffer of the state and its place in the stream: offset, size, address, owner, frozen.
+Check = Callable[[], None]
+"""Raises where memory is not at its place any more."""
+
+Piece = tuple[int, int, int, Any, bool, bool]
+"""One buffer of the state and its place in the stream: offset, size, address, owner, frozen,
+foreign.
 
 The address is one of this process, or 0 where the owner is a `Readable`; the owner keeps the memory
-alive; frozen memory cannot change, so it may be copied after the save call has returned. A plain
-tuple: a state can have a hundred thousand.
+alive. Frozen memory cannot change, so it may be copied after the save call has returned. Foreign
+memory may be a map of a file, and vanish although its owner is alive. A plain tuple: a state can
+have a hundred thousand.
 """
 
 
@@ -60,7 +68,7 @@ class Call:
 class SmallPieces:
     """The buffers under 64 KiB, by columns: a loop in C copies thousands of them."""
 
-    __slots__ = ("addresses", "offsets", "owners", "sizes")
+    __slots__ = ("addresses", "foreign", "offsets", "owners", "sizes")
 
     def __init__(
         self, offsets: list[int], sizes: list[int], addresses: list[int], owners: list[Any]
@@ -71,6 +79,8 @@ class SmallPieces:
         self.addresses = addresses
         self.owners = owners
         """Whatever keeps the memory alive; no column."""
+        self.foreign = False
+        """Whether some of it may vanish, as that of a `Piece`."""
 
     def copy(self, address: int, start: int, stop: int) -> None:
         """Copy what falls between two offsets of the stream, holding the GIL.
@@ -95,20 +105,24 @@ class SmallPieces:
         for first, last in pairwise([0, *breaks, len(offsets)]):
             if first < last:
                 run = slice(first, last)
-                gather(shift + offsets[first], addresses[run], sizes[run])
+                target = shift + offsets[first]
+                gather(target, addresses[run], sizes[run], checked=self.foreign)
 
     def _copy_edge(self, number: int, address: int, start: int, stop: int) -> None:
         offset, size = self.offsets[number], self.sizes[number]
         low, high = max(offset, start), min(offset + size, stop)
         if low < high:
-            copy_held(address + low - start, self.addresses[number] + low - offset, high - low)
+            copy = copy_checked if self.foreign else copy_held
+            copy(address + low - start, self.addresses[number] + low - offset, high - low)
         _zero_gap(address, start, stop, offset + size)
 
 
 class DataRegion:
     """The data region while it is laid out: hands out offsets, remembers the sources."""
 
-    def __init__(self, hints: Any = None) -> None:
+    def __init__(self, hints: Any = None, *, sharded: Sharded = "refuse") -> None:
+        self.sharded = sharded
+        """What becomes of a tensor of which other processes hold the rest."""
         self.size = 0
         self.small = SmallPieces([], [], [], [])
         self.pieces: list[Piece] = []
@@ -119,10 +133,25 @@ class DataRegion:
         """Set by a reducer that could have done better had it known what came later: the state is
         then laid out once more, with these as `hints`."""
         self.shared: Any = None
-        """What a reducer keeps between objects."""
+        """What the reducers of tensors keep between objects."""
+        self.arrays: Any = None
+        """The same, of NumPy arrays."""
+        self.endings: list[Callable[[], None]] = []
+        """Called once, when all is placed."""
+        self.checks: list[Check] = []
+        """Called then too, and again before a copy that comes late."""
 
-    def place(self, owner: Any, address: int, size: int, *, frozen: bool = False) -> int:
-        """Reserve `size` bytes for the memory at `address`; return their offset in the region."""
+    def place(
+        self, owner: Any, address: int, size: int, *, frozen: bool = False, foreign: bool = False
+    ) -> int:
+        """Reserve `size` bytes for the memory at `address`; return their offset in the region.
+
+        Args:
+            owner, frozen, foreign: see `Piece`.
+
+        Raises:
+            RefusedObjectError: it is foreign, and gone.
+        """
         offset = self.size
         if size < SMALL and address:
             small = self.small
@@ -130,10 +159,42 @@ class DataRegion:
             small.sizes.append(size)
             small.addresses.append(address)
             small.owners.append(owner)
+            small.foreign |= foreign
         else:
-            self.pieces.append((_DATA + offset, size, address, owner, frozen))
+            self.pieces.append((_DATA + offset, size, address, owner, frozen, foreign))
+        if foreign and address and not all_readable([address + size - 1]):
+            refuse_unreadable()
         self.size = (offset + size + 63) & -64
         return offset
+
+    def close(self) -> None:
+        """End the layout, when everything has been reduced.
+
+        Raises:
+            RefusedObjectError: memory that was placed changed its place since, while objects of
+                the state were pickled.
+        """
+        for call in (*self.endings, *self.checks):
+            call()
+
+
+class RefusedObjectError(pickle.PicklingError):
+    """An object that no pickler can save as it is now."""
+
+    def __init__(self, problem: str, hint: str) -> None:
+        super().__init__(problem)
+        self.hint = hint
+        """What to do about it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (str(self), self.hint)
+
+
+def refuse_unreadable() -> NoReturn:
+    raise RefusedObjectError(
+        "its memory cannot be read: a file that is mapped there became shorter",
+        "make a new map of the file, or write it whole again",
+    )
 
 
 class Plan:
@@ -148,6 +209,7 @@ class Plan:
         self.pickler = pickler
         self.small = region.small
         self.pieces = region.pieces
+        self._checks = region.checks
         prologue = _format.prologue(torch_storages=torch_storages)
         self.skeleton_offset = _DATA + region.size + len(prologue)
         self._texts = _placed([prologue, *skeleton], _DATA + region.size)
@@ -159,6 +221,12 @@ class Plan:
         """Let go of the state's memory, once all of it is copied."""
         self.small = SmallPieces([], [], [], [])
         self.pieces = []
+        self._checks = []
+
+    def check(self) -> None:
+        """Raise where the memory that is to be copied is not at its place any more."""
+        for check in self._checks:
+            check()
 
     def fill_texts(self, target: memoryview, start: int) -> None:
         """Write header, prologue and skeleton where they fall into `target`.
@@ -208,7 +276,7 @@ def _placed(texts: list[bytes], offset: int) -> list[tuple[int, bytes]]:
 def _copies_of(
     piece: Piece, target: memoryview, address: int, start: int
 ) -> Iterator[Callable[[], object]]:
-    offset, size, source, owner, _frozen = piece
+    offset, size, source, owner, _frozen, foreign = piece
     stop = start + len(target)
     low, high = max(offset, start), min(offset + size, stop)
     _zero_gap(address, start, stop, offset + size)
@@ -218,11 +286,8 @@ def _copies_of(
         return
     for begin in range(low, high, _TILE):
         size = min(_TILE, high - begin)
-        yield _copy_call(address + begin - start, source + begin - offset, size)
-
-
-def _copy_call(target: int, source: int, size: int) -> Callable[[], object]:
-    return lambda: ctypes.memmove(target, source, size)
+        copy = copy_checked if foreign else ctypes.memmove
+        yield partial(copy, address + begin - start, source + begin - offset, size)
 
 
 def _zero_gap(address: int, start: int, stop: int, end: int) -> None:

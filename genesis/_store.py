@@ -24,12 +24,13 @@ from ._errors import (
     NewerFormatError,
     NotACheckpointError,
     RecoveredFromBackupWarning,
+    UnpicklableStateError,
     UnsafeLoadError,
 )
 from ._foreign import load_pickle, read_pickle
 from ._memory import Filler, private_memory
 from ._options import Sharded
-from ._plan import SMALL, Piece, Plan
+from ._plan import SMALL, Piece, Plan, RefusedObjectError
 from ._public import level_of_caller
 from ._version import __version__
 
@@ -134,7 +135,16 @@ def stage(job: Job, arena: Arena, *, large: bool) -> None:
 
 
 def stage_rest(job: Job, arena: Arena, *, large: bool) -> None:
-    """Copy what `stage` left."""
+    """Copy what `stage` left.
+
+    Raises:
+        UnpicklableStateError: memory was resized or freed since.
+    """
+    if not large:
+        try:
+            job.plan.check()
+        except RefusedObjectError as exc:
+            raise UnpicklableStateError("", str(exc), exc.hint) from None
     at_once = _may_change if large else _may_change_and_is_small
     _stage(job, arena, lambda piece: not at_once(piece))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from contention import held
 from same import assert_same_array
 from second_reader import read, take_apart
 
@@ -137,3 +140,59 @@ def test_a_second_reader_reads_jax_arrays(path: Path) -> None:
     genesis.save({"x": array}, path)
     assert_same(array, read(path)["x"])
     assert np.asarray(array).tobytes() in take_apart(path).data
+
+
+# --- Arrays over memory that others write ---------------------------------------------------------
+
+
+def over_a_tensor() -> tuple[Any, Callable[[], object]]:
+    torch = pytest.importorskip("torch")
+    tensor = torch.arange(1_000_000.0)
+    return jax.dlpack.from_dlpack(tensor), lambda: tensor.fill_(7)
+
+
+def over_an_array() -> tuple[Any, Callable[[], object]]:
+    memory = aligned(4_000_000).view("f4")
+    memory[:] = np.arange(1_000_000)
+    return jax.device_put(memory), lambda: memory.fill(7)
+
+
+def aligned(size: int) -> np.ndarray[Any, Any]:
+    """JAX takes memory for its own array that begins at a multiple of 64."""
+    whole = np.zeros(size + 64, np.uint8)
+    start = -whole.__array_interface__["data"][0] % 64
+    return whole[start : start + size]
+
+
+def passed_through() -> tuple[Any, Callable[[], object]]:
+    array, change = over_a_tensor()
+    return jax.jit(lambda x: x)(array), change
+
+
+def over_a_loaded_array() -> tuple[Any, Callable[[], object]]:
+    with tempfile.TemporaryDirectory() as folder:
+        genesis.save({"x": np.arange(1_000_000, dtype="f4")}, Path(folder, "f"))
+        loaded = genesis.load(Path(folder, "f"))["x"]
+    return jax.device_put(loaded), lambda: loaded.fill(7)
+
+
+def with_a_read_only_view() -> tuple[Any, Callable[[], object]]:
+    memory = np.arange(1_000_000, dtype="f4")
+    view = memory[:]
+    view.flags.writeable = False
+    return view, lambda: memory.fill(7)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [over_a_tensor, over_an_array, passed_through, over_a_loaded_array, with_a_read_only_view],
+)
+def test_what_others_write_after_a_background_save_is_not_in_the_file(
+    make: Callable[[], tuple[Any, Callable[[], object]]], path: Path
+) -> None:
+    array, change = make()
+    with held(path.parent):
+        future = genesis.save({"x": [array]}, path, background=True)
+        change()
+    future.result(60)
+    assert np.array_equal(genesis.load(path)["x"][0], np.arange(1_000_000, dtype="f4"))

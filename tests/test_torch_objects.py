@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import random
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from second_reader import read, take_apart
 from torch import nn
 
 import genesis
+from genesis import _pickling
 
 SMALL = 4096
 """Bytes that the file of a few small tensors never reaches."""
@@ -265,6 +268,37 @@ def test_any_slices_of_one_storage_share_exactly_what_they_shared(
             view += 1000 * (number + 1) if view is views[number] else 0
             changed += 1000 * (number + 1) if changed is loaded[number] else 0
     assert [view.tolist() for view in loaded] == [view.tolist() for view in views]
+
+
+def cost_of(views: list[torch.Tensor]) -> float:
+    began = time.thread_time()
+    _pickling.plan(views)
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("order", ["as they stand", "backwards", "shuffled", "overlapping"])
+def test_many_small_views_of_one_storage_cost_what_many_tensors_cost(order: str) -> None:
+    """Quadratic, 16 times as many would cost 256 times as much."""
+
+    def views(count: int) -> list[torch.Tensor]:
+        found = list(torch.zeros(count, 25))
+        if order == "overlapping":
+            found = list(torch.zeros(count + 100).unfold(0, 100, 1))
+        return {
+            "backwards": found[::-1],
+            "shuffled": random.Random(0).sample(found, len(found)),
+        }.get(order, found)
+
+    few, many = views(500), views(8000)
+    cost_of(few)  # imports
+    assert cost_of(many) < 80 * min(cost_of(few) for _ in range(5))
+
+
+def test_many_small_views_of_one_storage_take_no_more_than_it_does(path: Path) -> None:
+    rows = list(torch.arange(25_000.0).view(-1, 25))
+    loaded = round_trip(rows, path)
+    assert path.stat().st_size < 200_000
+    assert all(map(torch.equal, loaded, rows))
 
 
 def test_storages_are_saved_as_what_they_are(path: Path) -> None:

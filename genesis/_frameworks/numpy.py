@@ -5,19 +5,32 @@ Both names are the same in NumPy 1 and 2. Arrays of Python objects are left to t
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
-from operator import mul
+from operator import attrgetter, mul
 from typing import Any
 
 import numpy as np
 
-from .._plan import DATA, SMALL, DataRegion
+from .._memory import PrivateMemory, all_readable
+from .._plan import DATA, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
+
+_Restrided: Any = type(np.lib.stride_tricks.as_strided(np.zeros(1)).base)
+"""Private to NumPy: what `as_strided` puts between an array and its base."""
+_VIEWS = np.ndarray, _Restrided
+"""What has its memory from its base."""
+_FIXED = {bytes, PrivateMemory}
+"""What never gives its memory up."""
 
 
 def reducer_for(cls: type, region: DataRegion) -> Any:
     if cls is np.ndarray or cls is np.memmap:
         return partial(reduce_array, region)
+    if issubclass(cls, np.ndarray):
+        return reduce_as_numpy
     return reduce_dtype if issubclass(cls, np.dtype) else None
 
 
@@ -25,18 +38,153 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
     """Place the array's bytes; rebuild it as a view of the data region."""
     dtype = array.dtype
     if dtype.hasobject:
-        return array.__reduce_ex__(5)
+        return reduce_as_numpy(array)
     if not array.size or not dtype.itemsize:
         return np.ndarray, (array.shape, dtype)
-    if not array.flags.forc and array.nbytes < SMALL:
-        array = np.ascontiguousarray(array)
+    source: Any
+    contiguous = array.flags.forc
+    foreign = array.base is not None and is_foreign(array)
+    if not contiguous and array.nbytes < SMALL:
+        array, contiguous, foreign = np.ascontiguousarray(array), True, False
+    if contiguous:
+        source, address, strides = array, _address(array), array.strides
+    else:
+        source, address, strides = ScatteredBytes(array), 0, _strides_in_c_order(array)
+    if region.arrays is None:
+        region.arrays = Placed(region)
+    region.arrays.add(array)
     frozen = frozen or _is_frozen(array)
-    owner: Any = array
-    address, strides = array.__array_interface__["data"][0], array.strides
-    if not array.flags.forc:
-        owner, address, strides = ScatteredBytes(array), 0, _strides_in_c_order(array)
-    offset = region.place(owner, address, array.nbytes, frozen=frozen)
+    offset = region.place(source, address, array.nbytes, frozen=frozen, foreign=foreign)
     return np.ndarray, (array.shape, dtype, DATA, offset, strides)
+
+
+class Placed:
+    """Owners of placed memory, and their sizes: what is copied later must still be there."""
+
+    def __init__(self, region: DataRegion) -> None:
+        self._owners: list[np.ndarray[Any, Any]] = []
+        self._sizes: list[int] = []
+        region.checks.append(self._check)
+
+    def add(self, array: np.ndarray[Any, Any]) -> None:
+        owner = array if array.base is None else _owner_of(array)[0]
+        if isinstance(owner, np.ndarray):
+            self._owners.append(owner)
+            self._sizes.append(owner.nbytes)
+
+    def _check(self) -> None:
+        if list(map(_nbytes, self._owners)) != self._sizes:
+            raise RefusedObjectError(
+                "an array was resized while the state was saved",
+                "resize it before the save or, with capture='deferred', after wait_captured()",
+            )
+
+
+_nbytes: Callable[[Any], int] = attrgetter("nbytes")
+
+
+def reduce_as_numpy(array: np.ndarray[Any, Any]) -> Any:
+    """NumPy's or the subclass's own reduction, which reads the memory without asking."""
+    for each in (array, getattr(array, "_mask", None)):
+        if isinstance(each, np.ndarray):
+            is_foreign(each)
+    return array.__reduce_ex__(5)
+
+
+def is_foreign(array: np.ndarray[Any, Any]) -> bool:
+    """Whether an array's memory may vanish while its owner lives, as a mapped file's does.
+
+    Raises:
+        RefusedObjectError: some of it is not the owner's, or is gone already.
+    """
+    owner, restrided = _owner_of(array)
+    if owner is array or not array.size or (type(owner) in _FIXED and not restrided):
+        return False
+    low, high = _span(array)
+    begin, end = _memory_of(owner) or (low, high)
+    if not begin <= low <= high <= end:
+        raise _beyond(array, owner, end - begin)
+    while type(owner) is memoryview:
+        owner = owner.obj
+    foreign = isinstance(owner, mmap.mmap) and type(owner) not in _FIXED
+    if foreign and not all_readable([high - 1]):
+        refuse_unreadable()
+    return foreign
+
+
+def _owner_of(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:
+    """Who has the memory that an array is a view of, and whether the view was made by
+    `as_strided`, which does not ask how much memory there is."""
+    owner: Any = array
+    restrided = False
+    while isinstance(owner, _VIEWS) and owner.base is not None:
+        owner = owner.base
+        restrided |= type(owner) is _Restrided
+    return owner, restrided
+
+
+def _beyond(array: np.ndarray[Any, Any], owner: Any, size: int) -> Exception:
+    return RefusedObjectError(
+        f"an array of shape {array.shape} and {array.dtype} reaches beyond the memory of the "
+        f"{type(owner).__name__} that it is a view of, which has {size:,} bytes: that was resized "
+        "or closed after the view was made, or the view was made too large",
+        "copy() the array before that",
+    )
+
+
+class _Interface(ctypes.Structure):
+    """What `__array_struct__` points to."""
+
+    _fields_ = (
+        *(("two", ctypes.c_int), ("nd", ctypes.c_int), ("typekind", ctypes.c_char)),
+        *(("itemsize", ctypes.c_int), ("flags", ctypes.c_int)),
+        *(("shape", ctypes.c_void_p), ("strides", ctypes.c_void_p), ("data", ctypes.c_void_p)),
+    )
+
+
+_DATA: int = _Interface.data.offset
+_pointer_in = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
+    ("PyCapsule_GetPointer", ctypes.pythonapi)
+)
+
+
+def _address(array: np.ndarray[Any, Any]) -> int:
+    """Of the first element. `__array_interface__` says it too, and takes several times as long."""
+    interface = array.__array_struct__
+    return ctypes.c_void_p.from_address(_pointer_in(interface, None) + _DATA).value or 0
+
+
+def _span(array: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """The addresses of an array's first byte and of the end of its last."""
+    low = high = _address(array)
+    if array.flags.forc:
+        return low, low + array.nbytes
+    for size, step in zip(array.shape, array.strides, strict=True):
+        low += min((size - 1) * step, 0)
+        high += max((size - 1) * step, 0)
+    return low, high + array.dtype.itemsize
+
+
+def _memory_of(owner: Any) -> tuple[int, int] | None:
+    """Where the memory of what arrays are views of begins and ends now, ``None`` where it does not
+    tell."""
+    if isinstance(owner, np.ndarray):
+        low, high = _span(owner)
+        return (low, max(high, low + owner.nbytes)) if owner.flags.owndata else None
+    if hasattr(owner, "untyped_storage"):  # a tensor, which may have been given another storage
+        storage = owner.untyped_storage()
+        return storage.data_ptr(), storage.data_ptr() + storage.nbytes()
+    try:
+        view = memoryview(owner)
+        bytes_of = np.frombuffer(view if view.contiguous else b"", np.uint8)
+    except TypeError:
+        return None  # it has no buffer: a capsule of DLPack, say
+    except ValueError:
+        return 0, 0  # it was closed
+    if bytes_of.nbytes < view.nbytes:
+        return None
+    begin = _address(bytes_of)
+    return begin, begin + bytes_of.nbytes
 
 
 class ScatteredBytes:
@@ -78,7 +226,7 @@ def _is_frozen(array: np.ndarray[Any, Any]) -> bool:
     """Whether nobody can ever write the memory. The flag alone does not say so: it can be set
     again, and views that were made before it was cleared still write."""
     base: object = array.base
-    return not array.flags.writeable and type(base) is bytes
+    return type(base) is bytes and not array.flags.writeable
 
 
 def reduce_dtype(dtype: np.dtype[Any]) -> Any:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import io
 import re
+from bisect import bisect_right
 from collections.abc import Container
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ from torch.nn import Parameter
 from torch.serialization import default_restore_location
 from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
-from .._plan import DATA, Call, DataRegion
+from .._format import ALIGNMENT
+from .._plan import DATA, Call, DataRegion, RefusedObjectError
 
 _UINT8 = torch.uint8
 _STRIDED = torch.strided
@@ -57,12 +60,13 @@ Span = tuple[int, int]
 class Range:
     """A part of one storage that is saved."""
 
-    __slots__ = ("high", "low", "storage", "typed")
+    __slots__ = ("low", "made", "storage", "typed")
 
-    def __init__(self, low: int, high: int, storage: Call) -> None:
-        self.low = low
-        self.high = high
+    def __init__(self, storage: UntypedStorage, low: int, made: Call) -> None:
         self.storage = storage
+        """Held, or another one could come to its address during the save."""
+        self.low = low
+        self.made = made
         self.typed: dict[torch.dtype, Call] = {}
         """The storage as elements of each dtype that it is seen in."""
 
@@ -92,8 +96,12 @@ class Storages:
         """Storages that the state's ledger has. Met here too, they must be shared with it, so the
         state is laid out again without a ledger."""
         self._whole: dict[int, Range] = {}
-        self._parts: dict[int, list[Range]] = {}
-        self._spans: dict[int, list[Span]] = region.hints or {}
+        self._parts: dict[int, dict[Span, Range]] = {}
+        self._known: dict[int, list[Span]] = region.hints or {}
+        """Of each storage, spans that are saved as one: sorted, and apart from each other."""
+        self._placed = Placed([], [], [])
+        region.checks.append(self._placed.check)
+        region.endings.append(self._learn)
 
     def reduce_tensor(self, tensor: torch.Tensor) -> Any:
         """A dense tensor as a view of its storage's range; any other by torch's reduction.
@@ -120,6 +128,8 @@ class Storages:
     def reduce_as_torch(self, tensor: torch.Tensor) -> Any:
         """torch's reduction of a tensor. Where it holds a dense view of a storage, with attributes
         or as a subclass, that view is made one of the storage's range."""
+        if tensor.is_quantized:
+            _refuse_beyond(tensor)
         function, args, *rest = tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
         if function is _rebuild_from_type_v2 and args[0] in _DENSE:
             args = args[0], args[1], self._over_range(tensor, args[2]), *args[3:]
@@ -133,103 +143,125 @@ class Storages:
     def _place_of(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[Call, int]:
         """The typed storage that a tensor stands on, and its offset there in elements."""
         storage = tensor.untyped_storage()
+        size, offset = storage.nbytes(), int(tensor.storage_offset())
         saved = self._whole.get(storage._cdata)
-        if saved is None:
-            saved = self._range_of(tensor, storage)
+        if saved is None or offset or tensor.nbytes != size or not tensor.is_contiguous():
+            low, high = _span(tensor)
+            if high > size:
+                raise _beyond(tensor, high, size)
+            saved = saved or self._range_of(storage, size, low, high)
         typed = saved.typed.get(dtype)
         if typed is None:
-            typed = saved.typed[dtype] = Call((rebuild_typed_storage, (saved.storage, dtype)))
-        offset = int(tensor.storage_offset())
+            typed = saved.typed[dtype] = Call((rebuild_typed_storage, (saved.made, dtype)))
         return typed, offset - saved.low // dtype.itemsize if saved.low else offset
 
     def reduce_parameter(self, parameter: Parameter) -> Any:
         if parameter.__dict__:
             return self.reduce_as_torch(parameter)
-        return _rebuild_parameter, (parameter.data, parameter.requires_grad, None)
+        data = Call(self.reduce_tensor(parameter.data))
+        return _rebuild_parameter, (data, parameter.requires_grad, None)
 
     def reduce_typed_storage(self, storage: TypedStorage) -> Any:
         return rebuild_typed_storage, (
-            self._range_of_all(storage._untyped_storage).storage,
+            self._range_of_all(storage._untyped_storage).made,
             storage.dtype,
         )
 
     def reduce_storage(self, storage: UntypedStorage) -> Any:
-        return self._range_of_all(storage).storage.reduction
+        return self._range_of_all(storage).made.reduction
 
-    def _range_of(self, tensor: torch.Tensor, storage: UntypedStorage) -> Range:
+    def _range_of(self, storage: UntypedStorage, size: int, low: int, high: int) -> Range:
+        """The range that holds a view. A small view of a large storage takes no more than its own
+        bytes, or all that such views have in common, if that is known."""
         self._meet(storage)
-        size = storage.nbytes()
-        if tensor.nbytes == size and tensor.is_cpu and size and not self._parts:
-            offset = self._region.place(storage, storage.data_ptr(), size)
-            saved = Range(0, size, Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8))))
-            self._whole[storage._cdata] = saved
-            return saved
-        low, high = _span(tensor)
-        if 2 * (high - low) >= size and storage._cdata not in self._parts:
+        key = storage._cdata
+        low -= low % ALIGNMENT
+        if key in self._known:
+            low, high = _around(self._known[key], low, high)
+        if 2 * (high - low) >= size and (high - low == size or key not in self._parts):
             return self._range_of_all(storage)
-        return self._range_of_part(storage, low, high)
-
-    def _meet(self, storage: UntypedStorage) -> None:
-        if storage._cdata in self._taken:
-            # Members of a ledger cover their storage, so a view that comes first must know it.
-            self._lessons()[storage._cdata] = [(0, storage.nbytes())]
+        parts = self._parts.setdefault(key, {})
+        if (low, high) not in parts:
+            parts[low, high] = self._place(storage, low, high)
+        return parts[low, high]
 
     def _range_of_all(self, storage: UntypedStorage) -> Range:
         key = storage._cdata
-        if key in self._parts:
-            self._learn(key, 0, storage.nbytes())
         if key not in self._whole:
             self._meet(storage)
             self._whole[key] = self._place(storage, 0, storage.nbytes())
         return self._whole[key]
 
-    def _range_of_part(self, storage: UntypedStorage, low: int, high: int) -> Range:
-        """The range that holds a small view of a large storage.
+    def _meet(self, storage: UntypedStorage) -> None:
+        if storage._cdata in self._taken:
+            # Members of a ledger cover their storage, so a view that comes first must know it.
+            self._teach({storage._cdata: [(0, storage.nbytes())]})
 
-        Views that overlap share memory and must share a range. A view that overlaps an earlier one
-        and reaches beyond it comes too late for that: it is placed apart, and the state laid out
-        again with the spans that are known by then.
-        """
-        key = storage._cdata
-        spans = self._spans.get(key, ())
-        if (0, storage.nbytes()) in spans:
-            return self._range_of_all(storage)
-        parts = self._parts.setdefault(key, [])
-        for part in parts:
-            if part.low <= low and high <= part.high:
-                return part
-        if any(part.low < high and low < part.high for part in parts):
-            self._learn(key, low, high)
-        known = [span for span in spans if span[0] <= low and high <= span[1]]
-        parts.append(self._place(storage, *(known[0] if known else (low, high))))
-        return parts[-1]
+    def _learn(self) -> None:
+        """Find views that overlap. They share memory and must share a range; but which do is known
+        when all have been met, so they were placed apart, and the state is laid out again."""
+        found: dict[int, list[Span]] = {}
+        for key, parts in self._parts.items():
+            spans = list(parts)
+            if key in self._whole:
+                spans.append((0, self._whole[key].storage.nbytes()))
+            merged = _merged(spans)
+            if len(merged) < len(spans):
+                found[key] = merged
+        if found:
+            self._teach(found)
 
-    def _learn(self, key: int, low: int, high: int) -> None:
-        """Record that the parts of a storage and a further span belong together."""
-        lessons = self._lessons()
-        parts = [(part.low, part.high) for part in self._parts[key]]
-        lessons[key] = _merged([*lessons.get(key, ()), *parts, (low, high)])
-
-    def _lessons(self) -> dict[int, list[Span]]:
-        """Spans for the next layout. That there are some, be it none, asks for one."""
-        if self._region.lessons is None:
-            self._region.lessons = dict(self._spans)
-        lessons: dict[int, list[Span]] = self._region.lessons
-        return lessons
+    def _teach(self, found: dict[int, list[Span]]) -> None:
+        """Record spans for the next layout. That there are some asks for one."""
+        lessons: dict[int, list[Span]] = dict(self._region.lessons or self._known)
+        for key, spans in found.items():
+            lessons[key] = _merged([*lessons.get(key, ()), *spans])
+        self._region.lessons = lessons
 
     def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
         size = high - low
         if not size:
-            return Range(low, high, Call((UntypedStorage, (0,))))
-        on_host = storage.device.type == "cpu"
-        owner, address = (
-            (storage, storage.data_ptr() + low) if on_host else (DeviceBytes(storage, low, high), 0)
-        )
-        offset = self._region.place(owner, address, size)
+            return Range(storage, low, Call((UntypedStorage, (0,))))
+        device = storage.device
+        if device.type == "cpu":
+            address = storage.data_ptr()
+            self._placed.add(storage, address, storage.nbytes())
+            foreign = not storage.resizable()
+            offset = self._region.place(storage, address + low, size, foreign=foreign)
+        else:
+            offset = self._region.place(DeviceBytes(storage, low, high), 0, size)
         made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
-        if storage.device.type == "cuda":  # of other devices come back on the host
-            made = Call((_StorageBase.cuda, (made, storage.device.index)))
-        return Range(low, high, made)
+        if device.type == "cuda":  # of other devices come back on the host
+            made = Call((_StorageBase.cuda, (made, device.index)))
+        return Range(storage, low, made)
+
+
+class Placed:
+    """Storages, and where their bytes were when they were placed: what is copied later must still
+    be there, for the memory may be somebody else's by then."""
+
+    def __init__(
+        self, storages: list[UntypedStorage], addresses: list[int], sizes: list[int]
+    ) -> None:
+        self.storages = storages
+        self.addresses = addresses
+        self.sizes = sizes
+
+    def add(self, storage: UntypedStorage, address: int, size: int) -> None:
+        self.storages.append(storage)
+        self.addresses.append(address)
+        self.sizes.append(size)
+
+    def check(self) -> None:
+        """Raises RefusedObjectError: one was resized, or has other memory."""
+        if (
+            list(map(UntypedStorage.data_ptr, self.storages)) != self.addresses
+            or list(map(UntypedStorage.nbytes, self.storages)) != self.sizes
+        ):
+            raise RefusedObjectError(
+                "the storage of a tensor was resized or freed while the state was saved",
+                "do so before the save or, with capture='deferred', after wait_captured()",
+            )
 
 
 def reducer_for(cls: type, region: DataRegion) -> Any:
@@ -257,13 +289,42 @@ def _reduce_format(memory_format: torch.memory_format) -> str:
 
 def _span(tensor: torch.Tensor) -> Span:
     """The bytes of the storage from a view's first element to its last."""
-    item = tensor.element_size()
-    low = int(tensor.storage_offset()) * item
-    if not tensor.numel():
+    item, first = tensor.element_size(), int(tensor.storage_offset())
+    size = int(tensor.nbytes)
+    if not size:
         return 0, 0
+    if tensor.is_contiguous():
+        return first * item, first * item + size
     steps = zip(tensor.shape, tensor.stride(), strict=True)
-    last = sum((size - 1) * step for size, step in steps)
-    return low - low % 64, low + (last + 1) * item
+    last = first + sum((size - 1) * step for size, step in steps)
+    return first * item, (last + 1) * item
+
+
+_PACKED = {torch.quint4x2: 2, torch.quint2x4: 4}
+"""Elements of these in a byte, which torch takes for one element a byte."""
+
+
+def _refuse_beyond(tensor: torch.Tensor) -> None:
+    """Raise where a quantized tensor reaches beyond its storage."""
+    _low, high = _span(tensor)
+    high = -(-high // _PACKED.get(tensor.dtype, 1))
+    if high > (size := tensor.untyped_storage().nbytes()):
+        raise _beyond(tensor, high, size)
+
+
+def _beyond(tensor: torch.Tensor, high: int, size: int) -> Exception:
+    what = "freed" if not size else "shrunk"
+    return RefusedObjectError(
+        f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {high:,} bytes of its "
+        f"storage, which has {size:,}: it was {what} after the tensor was made",
+        "clone() the tensor before that, or give the storage its bytes back before the save",
+    )
+
+
+def _around(spans: list[Span], low: int, high: int) -> Span:
+    """The one of the spans that holds another, or that other where none does."""
+    before = spans[bisect_right(spans, low, key=itemgetter(0)) - 1]
+    return before if before[0] <= low and high <= before[1] else (low, high)
 
 
 def _merged(spans: list[Span]) -> list[Span]:

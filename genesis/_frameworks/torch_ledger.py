@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from itertools import accumulate, compress, count
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -20,8 +21,9 @@ from torch._utils import _rebuild_tensor_v2
 from torch.multiprocessing.reductions import rebuild_typed_storage
 
 from .._format import HEADER_SIZE, align
-from .._plan import DATA, SMALL, DataRegion, SmallPieces
-from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Storages
+from .._memory import all_readable
+from .._plan import DATA, SMALL, DataRegion, SmallPieces, refuse_unreadable
+from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Placed, Storages
 
 try:
     # What a compiled model looks at its arguments with: all properties of all tensors in one call.
@@ -38,6 +40,8 @@ _TENSOR = torch.Tensor
 _NOTHING_ELSE = {torch.Tensor}
 _attributes: Callable[[Any], dict[str, Any]] = attrgetter("__dict__")
 _key: Callable[[torch.UntypedStorage], int] = attrgetter("_cdata")
+_address, _size = torch.UntypedStorage.data_ptr, torch.UntypedStorage.nbytes
+_offset: Callable[[Any], int] = _TENSOR.storage_offset  # type: ignore[assignment]
 _is_nested: Callable[[Any], bool] = attrgetter("is_nested")
 _DTYPES = frozenset(dtype for dtype in PLAIN_DTYPES if not dtype.is_complex)
 """Complex tensors are left out for their conjugated views."""
@@ -53,7 +57,17 @@ class Found(NamedTuple):
     tensors: list[torch.Tensor]
     storages: list[torch.UntypedStorage]
     """Held besides the tensors: `tensor.data` may be set to another before the copy."""
+    offsets: list[int]
+    """Where each tensor begins in its storage, in elements."""
+
+
+class _Seen(NamedTuple):
+    """Where storages were: of all tensors considered, but for the last."""
+
     addresses: list[int]
+    sizes: list[int]
+    foreign: set[int]
+    """Which of the members' may be memory that is not torch's own."""
 
 
 class _Looks(NamedTuple):
@@ -84,17 +98,19 @@ class Ledger:
     Attributes:
         looks: of all tensors that were considered.
         members: which of them are in the ledger: those that have a storage to themselves.
-        addresses: where the bytes of all were at the last save; only to be compared with, since a
-            save on another thread may have set them.
+        offsets: of all in their storages.
+        last: the storages at the last save; only to be compared with, since a save on another
+            thread may have set it.
         fits: off once a tensor from elsewhere turned out to share a member's storage.
         guards: what tells in one call whether tensors look like those considered.
         opcodes: of the members.
     """
 
-    def __init__(self, looks: _Looks, members: list[bool]) -> None:
+    def __init__(self, looks: _Looks, offsets: list[int], members: list[bool]) -> None:
         self.looks = looks
+        self.offsets = offsets
         self.members = members
-        self.addresses: list[int] = []
+        self.last: _Seen | None = None
         self.fits = True
         self.guards: Any = None
         mine = _only(looks, members)
@@ -112,13 +128,13 @@ class Ledger:
         places = enumerate(zip(offsets, sizes, strict=True))
         self._large = [(*place, number) for number, place in places if place[1] >= SMALL]
 
-    def knows(self, tensors: list[torch.Tensor]) -> bool:
+    def knows(self, found: Found) -> bool:
         """Whether these surely look like those considered; false where that cannot be told."""
-        if self.guards is None or len(tensors) != len(self.looks.dtypes):
+        if self.guards is None or self.offsets != found.offsets:
             return False
         # A tensor without shape or strides would end the process here: `_addressable` left it out.
         with torch.enable_grad():  # or guards take `requires_grad` for off
-            return bool(self.guards.check(*tensors))
+            return bool(self.guards.check(*found.tensors))
 
     def guard(self, tensors: list[torch.Tensor]) -> None:
         if TensorGuards is not None:
@@ -128,21 +144,50 @@ class Ledger:
                 )
 
     def open(self, found: Found, region: DataRegion) -> _Memo:
-        """Lay members out in a fresh region; return the memo to pickle the rest with."""
+        """Lay members out in a fresh region; return the memo to pickle the rest with. Where their
+        bytes are is asked when the region is closed: what is pickled meanwhile may move them."""
+        mine = found if all(self.members) else _only(found, self.members)
         region.size = self._size
         region.small = SmallPieces(
-            self._small_offsets.copy(),
-            self._small_sizes.copy(),
-            list(compress(found.addresses, self._are_small)),
-            [found],
+            self._small_offsets.copy(), self._small_sizes.copy(), [], [found]
         )
-        region.pieces = [
-            (offset, size, found.addresses[number], found.storages[number], False)
+        region.shared = Storages(region, _Claim(self, mine.storages))
+        region.endings.append(partial(self._close, found, mine, region))
+        numbered = zip(count(len(self._globals)), mine.tensors, strict=False)
+        return self._globals | dict(zip(map(id, mine.tensors), numbered, strict=True))
+
+    def _close(self, found: Found, mine: Found, region: DataRegion) -> None:
+        seen = self._look(found)
+        if seen is None:
+            self.fits = False
+            region.lessons = region.lessons or {}  # asks for a layout without this ledger
+            return
+        addresses, sizes = seen.addresses, seen.sizes
+        if mine is not found:
+            addresses, sizes = (list(compress(each, self.members)) for each in seen[:2])
+        region.small.addresses[:0] = compress(addresses, self._are_small)
+        region.small.foreign |= bool(seen.foreign)
+        region.pieces[:0] = [
+            (offset, size, addresses[number], mine.storages[number], False, number in seen.foreign)
             for offset, size, number in self._large
         ]
-        region.shared = Storages(region, _Claim(self, found.storages))
-        numbered = zip(count(len(self._globals)), found.tensors, strict=False)
-        return self._globals | dict(zip(map(id, found.tensors), numbered, strict=True))
+        region.checks.append(Placed(mine.storages, addresses, sizes).check)
+        if not all_readable([addresses[number] + sizes[number] - 1 for number in seen.foreign]):
+            refuse_unreadable()
+
+    def _look(self, found: Found) -> _Seen | None:
+        """Where the storages of all are now; ``None`` where other members would be right then."""
+        last = self.last
+        addresses = list(map(_address, found.storages))
+        sizes = list(map(_size, found.storages))
+        # Where all are as they were, each member still has its bytes to itself.
+        if last is None or (last.addresses, last.sizes) != (addresses, sizes):
+            if _members(found, self.looks, addresses, sizes) != self.members:
+                return None
+            mine = compress(found.storages, self.members)
+            foreign = {number for number, one in enumerate(mine) if not one.resizable()}
+            self.last = last = _Seen(addresses, sizes, foreign)
+        return last
 
 
 class _Claim:
@@ -165,22 +210,28 @@ def ledger_for(state: object) -> tuple[Ledger, Found] | None:
     to be worth it, or one shares a storage with a tensor that is no member."""
     global _recent
     found = _addressable(_tensors_in(state))
-    known = next((one for one in _recent if one.knows(found.tensors)), None)
-    plain = found if known else _plain(found)
-    if not _FEWEST <= len(plain.tensors) <= _MOST:
-        return None
-    looks = known.looks if known else _looks(plain.tensors)
-    ledger = known or next((one for one in _recent if one.looks == looks), None)
-    if ledger is None or ledger.addresses != plain.addresses:
-        # Where all are at their old addresses, each member still has its bytes to itself.
-        members = _members(plain, looks)
-        if ledger is None or ledger.members != members:
-            ledger = Ledger(looks, members)
-        ledger.addresses = plain.addresses
-    if not known and len(plain.tensors) == len(found.tensors):
-        ledger.guard(plain.tensors)
+    ledger = next((one for one in _recent if one.knows(found)), None)
+    if ledger is None:
+        plain = _plain(found)
+        if not _FEWEST <= len(plain.tensors) <= _MOST:
+            return None
+        ledger = _fitting_ledger(plain)
+        if len(plain.tensors) == len(found.tensors):
+            ledger.guard(plain.tensors)
+        found = plain
     _recent = (ledger, *[one for one in _recent if one is not ledger][:1])
-    return (ledger, _only(plain, ledger.members)) if ledger.fits else None
+    return (ledger, found) if ledger.fits else None
+
+
+def _fitting_ledger(found: Found) -> Ledger:
+    """An earlier one, or a new one that has to be filled."""
+    looks = _looks(found.tensors)
+    addresses, sizes = map(_address, found.storages), map(_size, found.storages)
+    members = _members(found, looks, list(addresses), list(sizes))
+    for one in _recent:
+        if (one.looks, one.offsets, one.members) == (looks, found.offsets, members):
+            return one
+    return Ledger(looks, found.offsets, members)
 
 
 def _tensors_in(state: object) -> list[torch.Tensor]:
@@ -215,9 +266,8 @@ def _addressable(tensors: list[torch.Tensor]) -> Found:
 
 
 def _found(tensors: list[torch.Tensor]) -> Found:
-    # Storages first: from then on nobody else gets memory at these addresses.
     storages = list(map(_TENSOR.untyped_storage, tensors))
-    return Found(tensors, storages, list(map(_TENSOR.data_ptr, tensors)))
+    return Found(tensors, storages, list(map(_offset, tensors)))
 
 
 def _has_address(tensor: torch.Tensor) -> bool:
@@ -241,17 +291,24 @@ def _looks(tensors: list[torch.Tensor]) -> _Looks:
     )
 
 
-def _members(found: Found, looks: _Looks) -> list[bool]:
-    """Which tensors cover a storage that none of the others stands on, without gap or overlap."""
+def _members(found: Found, looks: _Looks, addresses: list[int], sizes: list[int]) -> list[bool]:
+    """Which tensors cover a storage that none of the others stands on, without gap or overlap.
+
+    Args:
+        addresses, sizes: of the storages, in bytes.
+    """
     keys = list(map(_key, found.storages))
     shared = {key for key, uses in Counter(keys).items() if uses > 1}
     extents = map(_extent, looks.dtypes, looks.shapes, looks.strides)
-    sizes = map(attrgetter("nbytes"), found.tensors)
-    whole = map(torch.UntypedStorage.nbytes, found.storages)
+    bytes_of = map(attrgetter("nbytes"), found.tensors)
     return [
-        0 < size == of == extent and address != 0 and key not in shared and dtype in _DTYPES
-        for size, of, extent, address, key, dtype in zip(
-            sizes, whole, extents, found.addresses, keys, looks.dtypes, strict=True
+        not offset
+        and 0 < size == of == extent
+        and address != 0
+        and key not in shared
+        and dtype in _DTYPES
+        for offset, size, of, extent, address, key, dtype in zip(
+            found.offsets, bytes_of, sizes, extents, addresses, keys, looks.dtypes, strict=True
         )
     ]
 
