@@ -398,10 +398,13 @@ def load_into(checkpoint: Any, model: Any, optimizer: Any) -> None:
     _say("Model state loaded successfully")
     if optimizer is not None and "optimizer_state_dict" in checkpoint:
         _load_optimizer(checkpoint["optimizer_state_dict"], optimizer)
-    _say(
-        f"Loaded checkpoint from epoch {checkpoint.get('epoch', 0)}, "
-        f"loss: {checkpoint.get('loss', 'unknown')}"
-    )
+    told = []
+    if "epoch" in checkpoint:
+        told.append(f" from epoch {checkpoint['epoch']}")
+    if "loss" in checkpoint:
+        told.append(f", loss: {checkpoint['loss']}")
+    if told:
+        _say("Loaded checkpoint" + "".join(told))
 
 
 def _load_optimizer(state: Any, optimizer: Any) -> None:

@@ -50,6 +50,17 @@ class SaveReport:
         return self.bytes / seconds if seconds else 0.0
 
 
+def log_durable(report: SaveReport) -> None:
+    """Leave one line of a durable save in the log, at a level that is not shown by default."""
+    log.info(
+        "saved %s: %s bytes, stall %.1f ms, %.0f MB/s",
+        report.path,
+        f"{report.bytes:,}",
+        report.stall * 1e3,
+        report.throughput / 1e6,
+    )
+
+
 class Failure:
     """An error of a background save, and whether anybody has seen it."""
 
@@ -82,8 +93,17 @@ class SaveFuture(Future[SaveReport]):
         super().__init__()
         self.set_running_or_notify_cancel()
         self.path = path
-        self.failure: Failure | None = None
+        self._failure: Failure | None = None
         self._capture: Future[None] = Future()
+
+    def __repr__(self) -> str:
+        return f"<SaveFuture of {self.path}: {self._moment()}>"
+
+    def _moment(self) -> str:
+        if not self.done():
+            return "captured, not durable yet" if self.captured else "not captured yet"
+        error = super().exception(0)  # which does not count as having asked for it
+        return f"failed with {type(error).__name__}" if error else super().result(0).outcome
 
     @property
     def captured(self) -> bool:
@@ -125,42 +145,42 @@ class SaveFuture(Future[SaveReport]):
         self._mark_seen()
 
     def _mark_seen(self) -> None:
-        if self.failure is not None:
-            self.failure.seen = True
+        if self._failure is not None:
+            self._failure.seen = True
 
     def __await__(self) -> Generator[Any, None, SaveReport]:
         from . import _bridge
 
         return _bridge.wait(self).__await__()
 
-    def resolve_captured(self, error: BaseException | None = None) -> None:
+    def _resolve_captured(self, error: BaseException | None = None) -> None:
         """For the writer."""
         with suppress(InvalidStateError):
             self._capture.set_exception(error) if error else self._capture.set_result(None)
 
-    def succeed(self, report: SaveReport) -> None:
+    def _succeed(self, report: SaveReport) -> None:
         """For the writer. Harmless where the future is resolved."""
-        self.resolve_captured()
+        self._resolve_captured()
         with suppress(InvalidStateError):
             self.set_result(report)
 
-    def fail(self, failure: Failure) -> None:
+    def _fail(self, failure: Failure) -> None:
         """For the writer."""
-        self.failure = failure
-        self.resolve_captured(failure.error)
+        self._failure = failure
+        self._resolve_captured(failure.error)
         self.set_exception(failure.error)
 
-    def disown(self) -> None:
+    def _disown(self) -> None:
         """In a forked child: the save goes on in the parent, and nobody here will resolve this."""
         error = RuntimeError(f"the save of {self.path} belongs to the process that submitted it")
         self._condition = threading.Condition()
         self._capture = Future()
-        self.failure = Failure(self.path, error)
-        self.failure.seen = True
-        self.fail(self.failure)
+        self._failure = Failure(self.path, error)
+        self._failure.seen = True
+        self._fail(self._failure)
 
     def __del__(self) -> None:
         # The last one who could have asked for the error is gone.
-        failure = getattr(self, "failure", None)
+        failure = getattr(self, "_failure", None)
         if failure is not None and not failure.seen:
             failure.log()

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 
 from . import _store
 from ._arena import Arena
-from ._futures import Failure, Outcome, SaveFuture, SaveReport, log
+from ._futures import Failure, Outcome, SaveFuture, SaveReport, log, log_durable
 from ._locks import Turns
 from ._options import SaveChoices
 from ._pool import Pool
@@ -128,7 +128,7 @@ class Writer:
         self.pool.reset_after_fork()
         _store.reset_after_fork()
         for future in pending:
-            future.disown()
+            future._disown()
 
     # Saving
 
@@ -145,7 +145,7 @@ class Writer:
             planned = time.perf_counter()
             written = _store.save(request.path, job)
             request.done()
-        return SaveReport(
+        report = SaveReport(
             path=request.path,
             bytes=written.bytes,
             stall=time.perf_counter() - began,
@@ -154,6 +154,8 @@ class Writer:
             write=written.write,
             sync=written.sync,
         )
+        log_durable(report)
+        return report
 
     def submit(self, request: Request) -> SaveFuture:
         """Capture in the calling thread, write on a thread of the pool."""
@@ -199,7 +201,7 @@ class Writer:
         task.arena = _store.arenas.take(task.job.size)
         _store.stage(task.job, task.arena, large=request.capture == "copy")
         if request.capture == "copy":
-            task.future.resolve_captured()
+            task.future._resolve_captured()
         task.queued = time.perf_counter()
         task.waited, task.capture = ready - task.began, task.queued - ready
         task.stall = task.queued - task.began
@@ -283,7 +285,7 @@ class Writer:
         _store.stage_rest(task.job, task.arena, large=task.request.capture == "copy")
         task.job.plan.release()
         staged = time.perf_counter()
-        task.future.resolve_captured()
+        task.future._resolve_captured()
         written = _store.save_staged(task.request.path, task.job, task.arena)
         return SaveReport(
             path=task.request.path,
@@ -313,9 +315,11 @@ class Writer:
             one.log()  # too many for `flush` to raise
         task.turn.leave()
         if failure is not None:
-            future.fail(failure)
+            future._fail(failure)
         elif isinstance(outcome, SaveReport):
-            future.succeed(outcome)
+            if outcome.outcome == "durable":
+                log_durable(outcome)
+            future._succeed(outcome)
 
     # Waiting
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import logging
+import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import DEADLINE, held, start_save
+from contention import DEADLINE, busy_writer, held, start_save
 
 import genesis
 from genesis import SaveFuture, SaveReport
@@ -160,3 +161,52 @@ def test_a_future_that_is_dropped_at_once_is_saved_and_silent(
     genesis.flush(DEADLINE)
     assert genesis.load(tmp_path / "f") == {"n": 1}
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+# --- What it says of itself -----------------------------------------------------------------------
+
+
+def test_its_repr_says_path_and_moment(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with busy_writer(tmp_path / "busy"):
+        save = genesis.save({"n": 1}, path, background=True, capture="deferred")
+        assert repr(save) == f"<SaveFuture of {path}: not captured yet>"
+        late = genesis.save({"n": 2}, tmp_path / "g", background=True)
+        assert repr(late).endswith("g: captured, not durable yet>")
+    save.result(DEADLINE)
+    assert repr(save) == f"<SaveFuture of {path}: durable>"
+    skipped = None
+    with held(tmp_path):
+        start_save({"n": 1}, path)
+        skipped = genesis.save({"n": 2}, path, background=True, on_busy="skip")
+    assert repr(skipped).endswith("f: skipped>")
+
+
+def test_its_repr_does_not_count_as_having_asked_for_the_error(tmp_path: Path) -> None:
+    save = failing(tmp_path / "d")
+    concurrent.futures.wait([save], DEADLINE)
+    assert repr(save) == f"<SaveFuture of {save.path}: failed with FileNotFoundError>"
+    with pytest.raises(FileNotFoundError, match="No such file"):
+        genesis.flush(DEADLINE)
+
+
+def test_a_durable_save_leaves_one_line_in_the_log_that_is_not_shown_by_default(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saves: list[Callable[[], genesis.SaveReport]] = [
+        lambda: genesis.save({"n": 1}, tmp_path / "f"),
+        lambda: genesis.save({"n": 1}, tmp_path / "f", background=True).result(DEADLINE),
+    ]
+    for save in saves:
+        with caplog.at_level(logging.INFO, "genesis"):
+            report = save()
+        numbers = r"stall \d+\.\d ms, \d+ MB/s"
+        line = (
+            rf"saved {re.escape(report.path)}: {report.bytes:,} bytes, {numbers}"
+        )
+        (record,) = caplog.records
+        assert (record.name, record.levelname) == ("genesis", "INFO")
+        assert re.fullmatch(line, record.getMessage())
+        caplog.clear()
+    assert logging.getLogger("genesis").level == logging.NOTSET
+    assert logging.getLogger("genesis").handlers == []

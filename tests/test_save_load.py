@@ -865,6 +865,26 @@ def test_safe_load_of_everything_that_goes_wrong(
         assert capsys.readouterr().out != ""
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ""),
+        ({"epoch": 3}, "Loaded checkpoint from epoch 3\n"),
+        ({"loss": 0.5}, "Loaded checkpoint, loss: 0.5\n"),
+        ({"epoch": 3, "loss": 0.5}, "Loaded checkpoint from epoch 3, loss: 0.5\n"),
+    ],
+    ids=str,
+)
+def test_safe_load_says_only_what_is_there(
+    path: Path, capsys: pytest.CaptureFixture[str], more: dict[str, Any], said: str
+) -> None:
+    genesis.save({"model_state_dict": {"weight": 1}, **more}, path)
+    assert genesis.safe_load_checkpoint(path, Model())
+    assert capsys.readouterr().out == (
+        f"Model state loaded successfully\n{said}Checkpoint loaded successfully\n"
+    )
+
+
 def test_validate_waits_for_the_save_that_is_under_way(path: Path) -> None:
     with held(path.parent) as hold:
 

@@ -8,6 +8,7 @@ test_readme.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import copy
 import dataclasses
 import inspect
@@ -135,6 +136,12 @@ def test_the_signature_of_the_manager(name: str) -> None:
     assert twin == MANAGER[name].replace("background=False, ", "")
 
 
+def test_the_future_shows_nothing_but_what_a_caller_needs() -> None:
+    inherited = set(dir(concurrent.futures.Future))
+    public = {name for name in dir(genesis.SaveFuture("f")) if not name.startswith("_")}
+    assert public - inherited == {"captured", "path", "wait_captured"}
+
+
 @pytest.mark.parametrize("name", FUTURE)
 def test_the_signature_of_the_future(name: str) -> None:
     assert signature(getattr(genesis.SaveFuture, name)) == FUTURE[name]
@@ -255,6 +262,12 @@ def test_a_name_that_is_not_there() -> None:
 
 def test_aio_is_there_after_a_plain_import() -> None:
     assert genesis.__getattr__("aio") is genesis.aio
+
+
+def test_help_opens_with_what_a_user_does() -> None:
+    assert genesis.__doc__ is not None
+    assert "genesis.save(state, " in genesis.__doc__[:200]
+    assert "_pickling" not in genesis.__doc__
 
 
 def test_aio_is_listed() -> None:
