@@ -15,6 +15,7 @@ __all__ = [
     "GenesisError",
     "NewerFormatError",
     "NotACheckpointError",
+    "RebuildError",
     "RecoveredFromBackupWarning",
     "TruncatedError",
     "UnpicklableStateError",
@@ -27,8 +28,9 @@ class GenesisError(Exception):
 
 
 class CorruptCheckpointError(GenesisError, pickle.UnpicklingError):
-    """A file cannot be loaded: it is damaged, foreign, of a later version or refused, as the
-    subclass says. No object of a genesis file was built.
+    """A file cannot be loaded: it is damaged, foreign, of a later version or refused, or what it
+    holds cannot be built here, as the subclass says. But for `RebuildError` no object of a genesis
+    file was built.
 
     Attributes:
         path: the file.
@@ -71,6 +73,35 @@ class NotACheckpointError(CorruptCheckpointError):
     """The file is neither a genesis file nor a pickle that can be read."""
 
     default_hint = "genesis.load reads what genesis.save, pickle.dump and dill.dump write"
+
+
+class RebuildError(CorruptCheckpointError):
+    """An object of the file cannot be built here: its class is gone, or its own code raised.
+
+    The file is not to blame, so no backup was looked for. What was raised is the ``__cause__``.
+
+    Attributes:
+        place: where the object stands, as one would index the state: ``"['model'].head"``; ``""``
+            where it is the state itself, or not known.
+        name: what was looked up, called or filled: ``"module.Class"``; ``""`` where not known.
+    """
+
+    default_hint = (
+        "the code that the file names has to be importable, and as it was when the file was saved"
+    )
+
+    def __init__(
+        self,
+        path: str,
+        problem: str,
+        offset: int | None = None,
+        hint: str | None = None,
+        place: str = "",
+        name: str = "",
+    ) -> None:
+        self.place = place
+        self.name = name
+        super().__init__(path, problem, offset, hint)
 
 
 class UnsafeLoadError(CorruptCheckpointError):

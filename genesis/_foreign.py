@@ -6,17 +6,20 @@ bytes or no pickle at all is refused before any object is built.
 
 from __future__ import annotations
 
-import io
+import pickle
 import pickletools
 from functools import partial
 from typing import Any
 
-from . import _fs, _pickling
-from ._errors import NotACheckpointError
+from . import _fs, _pickling, _whereabouts
+from ._errors import NotACheckpointError, RebuildError
 from ._restricted.form import end_of_pickle
 from ._restricted.machine import MalformedError
 
 _ZIP = b"PK\x03\x04"
+_OF_DISORDER = pickle.UnpicklingError, EOFError, IndexError
+"""What the unpickler itself raises, where opcodes follow each other that cannot."""
+
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
 
 
@@ -25,7 +28,8 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
     rest as for `genesis.load`.
 
     Raises:
-        NotACheckpointError: it is not one whole pickle, or cannot be unpickled.
+        NotACheckpointError: it is not one whole pickle.
+        RebuildError: an object in it cannot be built.
         UnsafeLoadError: `weights_only` refused something in it.
     """
     stream = read_pickle(path, fd)
@@ -34,11 +38,13 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
 
         return _restricted.load(stream, data=None, path=path, map_location=map_location)
     try:
-        return _pickling.load_foreign(io.BytesIO(stream), map_location=map_location)
-    except Exception as exc:
-        raise NotACheckpointError(
-            path, f"the pickle cannot be loaded ({type(exc).__name__}: {exc})"
-        ) from exc
+        return _pickling.load_foreign(stream, path=path, map_location=map_location)
+    except RebuildError as exc:
+        cause = exc.__cause__
+        if not isinstance(cause, _OF_DISORDER) or not _whereabouts.is_of_unpickler(cause):
+            raise
+        problem = f"the pickle cannot be loaded ({type(cause).__name__}: {cause})"
+        raise NotACheckpointError(path, problem) from cause
 
 
 def read_pickle(path: str, fd: int) -> bytes:

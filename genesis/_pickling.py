@@ -19,8 +19,8 @@ from operator import attrgetter, methodcaller
 from types import FunctionType
 from typing import Any, Protocol
 
-from . import _culprit, _frameworks, _outside
-from ._errors import UnpicklableStateError
+from . import _culprit, _frameworks, _outside, _whereabouts
+from ._errors import RebuildError, UnpicklableStateError
 from ._options import Sharded
 from ._plan import Call, DataRegion, Plan, RefusedObjectError
 
@@ -236,14 +236,26 @@ def _asked(sharded: Sharded) -> _culprit.Asked:
     return _culprit.Asked(lambda obj: reducers[type(obj)](obj), _goes_by_name, save)
 
 
-def loads(skeleton: bytes, data: Any, *, pickler: str, map_location: Any = None) -> Any:
+def loads(
+    skeleton: bytes,
+    data: Any,
+    *,
+    pickler: str,
+    path: str,
+    base_offset: int,
+    map_location: Any = None,
+) -> Any:
     """Unpickle a skeleton over its data region.
 
     Args:
         skeleton: the pickle.
         data: the data region, a writable buffer; arrays become views of it.
         pickler: ``"pickle"`` or ``"dill"``, as the index says.
+        path, base_offset: the file and the skeleton's offset in it, for the error.
         map_location: where tensors go, as `torch.load` takes it.
+
+    Raises:
+        RebuildError: an object cannot be built.
     """
     unpickler = _unpickler(pickler)(
         io.BytesIO(_PRIMER + skeleton), buffers=[data, _storage_maker(map_location)]
@@ -251,7 +263,8 @@ def loads(skeleton: bytes, data: Any, *, pickler: str, map_location: Any = None)
     unpickler.map_location = map_location
     with gc_paused():
         unpickler.load()
-        return unpickler.load()
+        with _building(unpickler, skeleton, path, base_offset):
+            return unpickler.load()
 
 
 def _unpickler(pickler: str) -> Any:
@@ -291,9 +304,37 @@ def _storage_maker(map_location: Any) -> Callable[..., Any]:
     return make_storage
 
 
-def load_foreign(file: Any, *, map_location: Any = None) -> Any:
-    """Unpickle what plain ``pickle.dump`` or ``dill.dump`` wrote."""
-    unpickler = _unpickler("dill")(file)
+@contextmanager
+def _building(unpickler: Any, skeleton: Any, path: str, base_offset: int) -> Iterator[None]:
+    """Raise a `RebuildError` for whatever the objects of a pickle raise.
+
+    That must be no other error: a FileNotFoundError of an object's own would say that there is no
+    checkpoint, a CorruptCheckpointError that this one is damaged.
+    """
+    known = len(unpickler.memo.copy())
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as exc:
+        found = _whereabouts.find(skeleton, len(unpickler.memo.copy()), known, exc)
+        by = f"{found.name}: " if found.name else ""
+        raise RebuildError(
+            path,
+            f"state{found.place} cannot be built ({by}{type(exc).__name__}: {exc})",
+            None if found.offset is None else base_offset + found.offset,
+            place=found.place,
+            name=found.name,
+        ) from exc
+
+
+def load_foreign(stream: bytes, *, path: str, map_location: Any = None) -> Any:
+    """Unpickle what plain ``pickle.dump`` or ``dill.dump`` wrote.
+
+    Raises:
+        RebuildError: an object cannot be built.
+    """
+    unpickler = _unpickler("dill")(io.BytesIO(stream))
     unpickler.map_location = map_location
-    with gc_paused():
+    with gc_paused(), _building(unpickler, stream, path, 0):
         return unpickler.load()

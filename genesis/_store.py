@@ -23,6 +23,7 @@ from ._errors import (
     CorruptCheckpointError,
     NewerFormatError,
     NotACheckpointError,
+    RebuildError,
     RecoveredFromBackupWarning,
     UnpicklableStateError,
     UnsafeLoadError,
@@ -328,6 +329,7 @@ def load(
     Raises:
         FileNotFoundError: neither the file nor a backup is there.
         CorruptCheckpointError: the file is damaged and there is no sound backup.
+        RebuildError: it is sound, and an object of it cannot be built.
     """
     read = partial(
         _load_one, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
@@ -337,7 +339,7 @@ def load(
         seen = _fs.identity(path)
         try:
             return read(path)
-        except (NewerFormatError, UnsafeLoadError):
+        except (NewerFormatError, RebuildError, UnsafeLoadError):
             raise
         except (FileNotFoundError, CorruptCheckpointError) as exc:
             with suppress(FileNotFoundError):
@@ -379,7 +381,14 @@ def _load_one(
             base_offset=opened.footer.skeleton_offset,
             map_location=map_location,
         )
-    return _pickling.loads(skeleton, data, pickler=opened.index.pickler, map_location=map_location)
+    return _pickling.loads(
+        skeleton,
+        data,
+        pickler=opened.index.pickler,
+        path=path,
+        base_offset=opened.footer.skeleton_offset,
+        map_location=map_location,
+    )
 
 
 def open_file(path: str, fd: int) -> Opened:

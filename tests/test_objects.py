@@ -208,20 +208,17 @@ def test_what_cannot_be_saved_in_the_background_is_refused_by_the_call(path: Pat
         genesis.save({"g": generator()}, path, background=True)
 
 
-def test_an_error_of_a_constructor_at_load_reaches_the_caller(path: Path) -> None:
-    """The file is sound: its bytes are not to blame, and no error says that they are."""
+def test_a_class_that_is_gone_at_load_is_named(path: Path) -> None:
     genesis.save({"x": corpus.Node(a=1)}, path)
     broken = """
         import sys, types, genesis
         sys.modules["corpus"] = types.ModuleType("corpus")
         try:
             genesis.load(sys.argv[1])
-        except genesis.CorruptCheckpointError:
-            print("blames the file")
-        except AttributeError as exc:
-            print(exc)
+        except genesis.RebuildError as exc:
+            print(exc, repr(exc.__cause__))
     """
-    assert "Node" in python(broken, path)
+    assert "AttributeError" in python(broken, path)
 
 
 # --- __main__ -------------------------------------------------------------------------------------
@@ -322,8 +319,8 @@ def test_classes_and_functions_of_main_load_where_main_is_another(of_main: Path)
     enum_of_main = """
         try:
             genesis.load(sys.argv[1] + "-enum")
-        except AttributeError as exc:
-            assert "Color" in str(exc), exc
+        except genesis.RebuildError as exc:
+            assert exc.name == "__main__.Color", exc
         else:
             raise AssertionError("an enum is saved by its name, and there is none here")
     """
@@ -439,13 +436,11 @@ def test_a_file_of_plain_dill_is_loaded(path: Path) -> None:
         (pickle.dumps({"a": 1}) + b"x", "1 more bytes follow"),
         (pickle.dumps(1) * 2, "more bytes follow"),
         (b".", "cannot be loaded"),
-        (b"cno_such_module\nName\n.", "cannot be loaded.*no_such_module"),
-        (b"cos\nno_such_name\n.", "cannot be loaded.*no_such_name"),
         (b"\x80\xff.", "not a pickle|cannot be loaded"),
         (b"I5\n0.", "cannot be loaded"),
         (b"(.", "cannot be loaded"),
     ],
-    ids=range(14),
+    ids=range(12),
 )
 def test_what_is_no_checkpoint_is_named_as_such(content: bytes, problem: str, path: Path) -> None:
     path.write_bytes(content)

@@ -82,6 +82,7 @@ ERRORS = {
     "ChecksumError": genesis.CorruptCheckpointError,
     "NewerFormatError": genesis.CorruptCheckpointError,
     "NotACheckpointError": genesis.CorruptCheckpointError,
+    "RebuildError": genesis.CorruptCheckpointError,
     "TruncatedError": genesis.CorruptCheckpointError,
     "UnsafeLoadError": genesis.CorruptCheckpointError,
     "UnpicklableStateError": pickle.PicklingError,
