@@ -5,14 +5,24 @@ BIN := .venv/bin
 SOURCES := $(shell find genesis -name '*.py' -o -name py.typed) README.md LICENSE
 COVERAGE ?= --cov --cov-report=term
 ARGS ?=
+QUICK := tests/test_layers.py tests/test_surface.py tests/test_fs.py tests/test_format.py \
+	tests/test_numpy_objects.py tests/test_objects.py tests/test_versions.py tests/attacks/test_planted.py
 
-.PHONY: demo test lint format bench torture clean
+.PHONY: demo test check versions lint format bench torture clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py $(ARGS)
 
 test: .venv/installed
 	$(BIN)/pytest $(COVERAGE) $(ARGS)
+
+# Before each commit: lint, types, and the tests that take no more than a minute together.
+check: lint
+	$(BIN)/pytest -q -x $(QUICK) $(ARGS)
+
+# The whole matrix of tests/versions/matrix.py; downloads some 20 GB the first time.
+versions: .venv/installed
+	PYTHONPATH=tests $(BIN)/python -m versions $(ARGS)
 
 torture: .venv/installed
 	$(BIN)/pytest -m torture $(ARGS)
@@ -46,4 +56,4 @@ format: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv dist build .demo-* .coverage .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .versions dist build .demo-* .coverage .hypothesis .mypy_cache .ruff_cache

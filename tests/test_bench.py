@@ -99,6 +99,7 @@ def test_the_page_shows_every_peer_and_every_goal(measured: Results) -> None:
 
 
 def test_what_goes_wrong_in_a_job_is_its_result(place: jobs.Place) -> None:
+    pytest.importorskip("torch")
     job = {"mode": "saves", "state": "no such state", "nbytes": 1, "peer": "torch.save"}
     assert "no such state" in (jobs.failure(jobs.run(job, place)) or "")
 

