@@ -272,8 +272,8 @@ def main_thread() -> int:
 
 
 NOTED = r"^(\nwhen serializing .*)*$"
-"""An exception without a message, but for what Python 3.14 notes at whatever comes out of a pickler:
-the place where that was."""
+"""An exception without a message, but for what Python 3.14 notes at whatever comes out of a
+pickler: the place where that was."""
 
 
 @pytest.mark.parametrize("background", [False, True])

@@ -27,7 +27,7 @@ FOLDER = ROOT / ".versions"
 PAGE = ROOT / "docs" / "reliability.md"
 WHEEL = {"GENESIS_EXPECT_INSTALLED": "1"}
 LIMIT = 3600
-"""Seconds for the tests of one column."""
+"""Seconds for the tests of one column, which take some ten minutes on two idle cores."""
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _VERSIONS = """

@@ -31,7 +31,8 @@ def found() -> dict[str, str]:
 def _candidates() -> Iterator[str]:
     """`GENESIS_PYTHONS`, this one, PATH, and pyenv's folder."""
     yield from filter(None, os.environ.get("GENESIS_PYTHONS", "").split(os.pathsep))
-    yield str(Path(sys.base_prefix) / "bin" / "python3")
+    here = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    yield str(Path(sys.base_prefix) / "bin" / here)
     for minor in range(OLDEST[1], 40):
         if path := shutil.which(f"python3.{minor}"):
             yield path
