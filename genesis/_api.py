@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 from . import _fs, _inspect, _store
+from ._arguments import refuse_objects, refuse_swapped, what_is_held
 from ._clearing import Clearing, refuse_emptied
 from ._futures import SaveFuture, SaveReport
 from ._inspect import Report
@@ -123,6 +124,7 @@ def make_request(
         ValueError: the value of an option is none of its choices.
     """
     check_names(options, SaveChoices)
+    refuse_swapped(state, file_path)
     path = _fs.resolve(file_path)
     clear = options.get("clear")
     clearing = Clearing(state, path, wanted=not background if clear is None else clear)
@@ -197,7 +199,13 @@ def checkpoint_request(
     options: SaveOptions,
     background: bool,
 ) -> tuple[Request, Clearing]:
-    """`make_request` for the dict that `save_checkpoint` saves."""
+    """`make_request` for the dict that `save_checkpoint` saves.
+
+    Raises:
+        TypeError: an argument is a model, an optimizer, or in the place of another.
+    """
+    refuse_swapped(model_state, file_path)
+    refuse_objects(model_state_dict=model_state, optimizer_state_dict=optimizer_state)
     state = {"model_state_dict": model_state, "optimizer_state_dict": optimizer_state}
     return make_request(state, file_path, options, background, part="model_state_dict")
 
@@ -255,8 +263,8 @@ def parts_of(state: Any, file_path: FilePath) -> tuple[Any, Any]:
         return state["model_state_dict"], state["optimizer_state_dict"]
     except (KeyError, TypeError, IndexError) as exc:
         raise KeyError(
-            f"{os.fsdecode(file_path)} holds no checkpoint of save_checkpoint ({exc!r}); "
-            "genesis.load returns whatever it does hold"
+            f"{os.fsdecode(file_path)} holds no checkpoint of save_checkpoint ({exc!r}): "
+            f"{what_is_held(state)}; genesis.load returns whatever it does hold"
         ) from exc
 
 

@@ -88,6 +88,7 @@ def resolve_directory(path: FilePath) -> str:
 
 
 def _local_name(path: FilePath) -> str:
+    _refuse_open_file(path)
     name = os.fsdecode(path)
     if not name:
         raise ValueError("the path of a checkpoint must not be empty")
@@ -100,6 +101,13 @@ def _local_name(path: FilePath) -> str:
     if expanded == name and name.startswith(tuple(f"~{each}" for each in _SEPARATORS)):
         raise ValueError(f"{name!r}: no home directory is known here; give the whole path")
     return expanded
+
+
+def _refuse_open_file(path: Any) -> None:
+    # A path of the py library has a `read` too.
+    if not hasattr(path, "__fspath__") and (hasattr(path, "read") or hasattr(path, "write")):
+        kind = type(path).__name__
+        raise TypeError(f"a path is expected, not an open file ({kind}): files are replaced whole")
 
 
 def _real_path(name: str) -> str:

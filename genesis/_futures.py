@@ -11,7 +11,7 @@ from collections.abc import Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 log = logging.getLogger("genesis")
 
@@ -42,6 +42,14 @@ class SaveReport:
     wait: float = 0.0
     write: float = 0.0
     sync: float = 0.0
+
+    if not TYPE_CHECKING:
+
+        def __await__(self):
+            raise TypeError(
+                "a plain save is done when it returns its report, and cannot be awaited: "
+                "await genesis.aio.save(...), or the future of genesis.save(..., background=True)"
+            )
 
     @property
     def throughput(self) -> float:

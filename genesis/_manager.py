@@ -13,6 +13,7 @@ import time
 from typing import Any, Literal, Unpack, overload
 
 from . import _fs, _store
+from ._arguments import state_of
 from ._atomic import BACKUP_SUFFIX
 from ._futures import SaveFuture, SaveReport, log
 from ._options import FilePath, SaveChoices, SaveOptions, check_names, spelled_out
@@ -106,6 +107,7 @@ class CheckpointManager:
 
         Raises:
             ValueError: `epoch` is negative.
+            TypeError: `model` or `optimizer` has no ``state_dict()``.
             OSError: as `save`. That an old checkpoint could not be removed is only logged.
         """
         request = self.request(model, optimizer, epoch, loss, options)
@@ -120,8 +122,8 @@ class CheckpointManager:
         _fs.make_directories(self.checkpoint_dir)
         checkpoint = {
             "epoch": epoch,
-            "model_state_dict": model.state_dict(),
-            "optimizer_state_dict": optimizer.state_dict(),
+            "model_state_dict": state_of("model", model),
+            "optimizer_state_dict": state_of("optimizer", optimizer),
             "loss": loss,
             "timestamp": time.time(),
         }

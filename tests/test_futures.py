@@ -201,9 +201,7 @@ def test_a_durable_save_leaves_one_line_in_the_log_that_is_not_shown_by_default(
         with caplog.at_level(logging.INFO, "genesis"):
             report = save()
         numbers = r"stall \d+\.\d ms, \d+ MB/s"
-        line = (
-            rf"saved {re.escape(report.path)}: {report.bytes:,} bytes, {numbers}"
-        )
+        line = rf"saved {re.escape(report.path)}: {report.bytes:,} bytes, {numbers}"
         (record,) = caplog.records
         assert (record.name, record.levelname) == ("genesis", "INFO")
         assert re.fullmatch(line, record.getMessage())
