@@ -15,6 +15,7 @@ __all__ = [
     "GenesisError",
     "NewerFormatError",
     "NotACheckpointError",
+    "PrecisionWarning",
     "RebuildError",
     "RecoveredFromBackupWarning",
     "TruncatedError",
@@ -172,3 +173,7 @@ class DurabilityUnknownError(GenesisError, OSError):
 
 class RecoveredFromBackupWarning(UserWarning):
     """A missing or damaged file was replaced, for this load, by the backup beside it."""
+
+
+class PrecisionWarning(UserWarning):
+    """A load gives numbers of fewer bits than the file holds, since this process has no others."""

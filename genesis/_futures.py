@@ -10,8 +10,10 @@ import threading
 from collections.abc import Generator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import astuple, dataclass
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
+
+from ._outside import OutsideError
 
 log = logging.getLogger("genesis")
 
@@ -155,6 +157,25 @@ class SaveFuture(Future[SaveReport]):
     def _mark_seen(self) -> None:
         if self._failure is not None:
             self._failure.seen = True
+
+    def __reduce__(self) -> Any:
+        """What became of the save: a future that is saved in a state comes back as its report, or
+        as its error, for there is nothing left to wait for.
+
+        Raises:
+            OutsideError: the save is still under way.
+        """
+        if not self.done():
+            raise OutsideError(
+                f"genesis.SaveFuture of {self.path} is a result that is still to come",
+                "wait for its result() first, or leave it out of the state",
+            )
+        if error := super().exception(0):
+            return error.__reduce_ex__(5)
+        return SaveReport, astuple(super().result(0))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return self.__reduce__()
 
     def __await__(self) -> Generator[Any, None, SaveReport]:
         from . import _bridge

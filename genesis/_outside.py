@@ -96,10 +96,14 @@ class OutsideError(pickle.PicklingError):
         hint: what to do about it.
     """
 
-    hint = (
+    default_hint = (
         "leave it out of the state, or give the class that holds it a __getstate__ that leaves it "
         "out and a __setstate__ that makes it anew"
     )
+
+    def __init__(self, problem: str, hint: str | None = None) -> None:
+        self.hint = hint or self.default_hint
+        super().__init__(problem)
 
 
 def reducer_for(cls: type) -> Reducer | None:

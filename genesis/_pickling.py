@@ -281,6 +281,8 @@ def _unpickler(pickler: str) -> Any:
             if stand_in := _outside.constructor(module, name):
                 return stand_in
             root = module.partition(".")[0]
+            if _frameworks.is_another(root):
+                return super().find_class(module, name)
             if root == "torch":
                 from ._frameworks import torch
 
@@ -290,6 +292,11 @@ def _unpickler(pickler: str) -> Any:
                 from ._frameworks import numpy
 
                 module = numpy.here(module)
+            elif root == "jax":
+                from ._frameworks import jax
+
+                if found := jax.constructor(module, name):
+                    return found
             return super().find_class(module, name)
 
     return Unpickler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,25 @@ def test_what_others_write_after_a_background_save_is_not_in_the_file(
         change()
     future.result(60)
     assert np.array_equal(genesis.load(path)["x"][0], np.arange(1_000_000, dtype="f4"))
+
+
+@pytest.mark.parametrize("options", [{}, {"weights_only": True}], ids=["load", "weights only"])
+def test_numbers_of_64_bits_that_lose_half_of_them_are_not_lost_in_silence(
+    options: dict[str, Any], path: Path
+) -> None:
+    with jax.enable_x64(True):
+        state = {"x": jnp.arange(3) + 2**40, "f": jnp.ones(2), "weak": jnp.asarray(0.1)}
+        assert state["x"].dtype == "int64"
+        if options:
+            del state["weak"]
+        genesis.save(state, path, clear=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert genesis.load(path, **options)["x"].tolist() == [2**40, 2**40 + 1, 2**40 + 2]
+    with jax.enable_x64(False), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert genesis.load(path, **options)["x"].dtype == "int32"
+    assert [warning.category for warning in caught] == [genesis.PrecisionWarning] * len(state)
+    assert {str(warning.message).split()[6] for warning in caught} == {"int64,", "float64,"}
+    assert "jax_enable_x64" in str(caught[0].message)
+    assert all(warning.filename == __file__ for warning in caught)

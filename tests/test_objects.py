@@ -470,3 +470,53 @@ def test_a_file_of_torch_save_names_the_way_to_convert_it(path: Path) -> None:
     assert "genesis.save" in caught.value.hint
     genesis.save(torch.load(path, weights_only=True), path)
     assert genesis.load(path)["w"].tolist() == [1, 1]
+
+
+# --- Names that lead astray -----------------------------------------------------------------------
+
+
+def test_modules_that_are_called_like_a_framework_are_not_taken_for_it(path: Path) -> None:
+    code = """
+        import sys, types, genesis
+        for name in ("torch_tools", "torch", "jax", "numpy"):
+            module = types.ModuleType(name)
+            module.Thing = type("Thing", (), {"__module__": name})
+            sys.modules[name] = module
+        state = {name: sys.modules[name].Thing() for name in ("torch_tools", "torch", "jax")}
+        genesis.save(state, sys.argv[1], clear=False)
+        loaded = genesis.load(sys.argv[1])
+        print({name: type(thing).__module__ for name, thing in loaded.items()})
+    """
+    names = "{'torch_tools': 'torch_tools', 'torch': 'torch', 'jax': 'jax'}\n"
+    assert python(code, path) == names
+
+
+def test_a_framework_whose_import_is_forbidden_is_not_imported(path: Path) -> None:
+    code = """
+        import sys
+        sys.modules["torch"] = sys.modules["jax"] = None
+        import genesis
+        genesis.save({"a": [1]}, sys.argv[1], clear=False)
+        print(genesis.load(sys.argv[1]))
+        try:
+            genesis.load(sys.argv[2])
+        except genesis.RebuildError as exc:
+            print(type(exc.__cause__).__name__, exc)
+    """
+    other = path.with_name("torch")
+    genesis.save({"weights": torch.ones(2)}, other)
+    printed = python(code, path, other)
+    assert printed.startswith("{'a': [1]}\nModuleNotFoundError")
+    assert "torch" in printed
+
+
+class OfNoModule:
+    def __init__(self) -> None:
+        self.number = 5
+
+
+def test_a_class_that_names_no_module_is_found_all_the_same(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OfNoModule, "__module__", None)
+    assert round_trip({"x": OfNoModule()}, path)["x"].number == 5

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextvars
+import copy
 import ctypes
 import datetime
 import gzip
@@ -39,6 +40,7 @@ import numpy as np
 import pytest
 
 import genesis
+from genesis._futures import SaveFuture
 
 
 def running() -> Iterator[int]:
@@ -246,3 +248,33 @@ def test_an_address_of_another_process_is_not_taken_from_a_pickle(path: Path) ->
     path.write_bytes(dill.dumps({"a": datetime.datetime_CAPI}))
     with pytest.raises(genesis.CorruptCheckpointError, match="PyCapsule"):
         genesis.load(path)
+
+
+# --- Saves that are under way ---------------------------------------------------------------------
+
+
+def test_a_future_that_is_done_is_saved_as_its_report(path: Path) -> None:
+    future = genesis.save({"a": 1}, path.with_name("last"), background=True)
+    report = future.result()
+    genesis.save({"trainer": corpus.Node(last=future), "f": lambda: 0}, path)
+    assert genesis.load(path)["trainer"].last == report
+    assert copy.deepcopy(future) == report
+
+
+def test_a_future_of_a_save_that_failed_is_saved_as_its_error(path: Path) -> None:
+    missing = path.with_name("missing") / "last"
+    future = genesis.save({"a": 1}, missing, background=True)
+    assert isinstance(future.exception(), FileNotFoundError)
+    genesis.save({"last": future}, path)
+    loaded = genesis.load(path)["last"]
+    assert isinstance(loaded, FileNotFoundError)
+
+
+def test_a_future_that_is_not_done_is_refused(path: Path) -> None:
+    future = SaveFuture("elsewhere")
+    with pytest.raises(genesis.UnpicklableStateError, match="still to come") as caught:
+        genesis.save({"trainer": corpus.Node(last=future)}, path)
+    assert caught.value.place == "['trainer'].last"
+    assert "result()" in caught.value.hint
+    with pytest.raises(pickle.PicklingError, match="still to come"):
+        pickle.dumps(future)

@@ -99,7 +99,7 @@ def signature(call: Any) -> str:
 
 
 def test_the_names_of_genesis() -> None:
-    warning = {"RecoveredFromBackupWarning"}
+    warning = {"RecoveredFromBackupWarning", "PrecisionWarning"}
     assert set(genesis.__all__) == {*CALLS, *ERRORS, *CLASSES, *warning, "__version__"}
     assert genesis.__all__ == sorted(genesis.__all__)
 

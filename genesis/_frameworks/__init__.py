@@ -25,6 +25,18 @@ _MODULES = {
 }
 """The root package of a class -> the module of this package that knows it."""
 
+_MARKS = {"torch": "Tensor", "numpy": "ndarray", "jax": "Array"}
+"""What a framework has and another module of its name, a script of the user's say, has not."""
+
+_ABSENT = object()
+
+
+def is_another(root: str) -> bool:
+    """Whether a package that is called like a framework has been loaded and is not the framework:
+    somebody's own, or ``None`` where an import of it is forbidden."""
+    module = sys.modules.get(root, _ABSENT)
+    return root in _MARKS and module is not _ABSENT and not hasattr(module, _MARKS[root])
+
 
 def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
     """How a class's instances are reduced, their bytes placed in `region`.
@@ -33,7 +45,8 @@ def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
     """
     for base in cls.__mro__:
         module = base.__module__
-        if name := _MODULES.get(module.partition(".")[0]):
+        root = module.partition(".")[0] if isinstance(module, str) else ""
+        if (name := _MODULES.get(root)) and not is_another(name):
             reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls, region)
             return reducer
     return None
@@ -44,7 +57,7 @@ def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[i
 
     Their arrays are placed in `region`. The memo has the two slots of the format at least.
     """
-    if "torch" not in sys.modules:
+    if "torch" not in sys.modules or is_another("torch"):
         nothing = object()
         return b"", {id(DATA): (0, DATA), id(nothing): (1, nothing)}
     torch = import_module(f"{__name__}.torch")

@@ -8,6 +8,8 @@ are left to their own reduction.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,7 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._errors import PrecisionWarning
 from .._plan import Call, DataRegion
+from .._public import level_of_caller
 from . import numpy
 
 
@@ -32,3 +36,38 @@ def reduce_array(region: DataRegion, array: Any) -> Any:
     devices = array.devices()
     copied = len(devices) > 1 or next(iter(devices)).platform != "cpu"
     return jnp.asarray, (Call(numpy.reduce_array(region, np.asarray(array), frozen=copied)),)
+
+
+def constructor(module: str, name: str) -> Callable[..., Any] | None:
+    """A constructor of ours for one that a skeleton names, ``None`` for all others."""
+    if (module, name) == ("jax.numpy", "asarray"):
+        return asarray
+    if (module, name) == (_reconstruct.__module__, _reconstruct.__name__):
+        return _reconstruct_array
+    return None
+
+
+def asarray(array: np.ndarray[Any, Any]) -> jax.Array:
+    """``jax.numpy.asarray``, which halves numbers of 64 bits where JAX has none, with a warning."""
+    _warn_if_halved(array.dtype)
+    return jnp.asarray(array)
+
+
+_reconstruct: Any = jnp.zeros(()).__reduce__()[0]
+
+
+def _reconstruct_array(make: Any, args: Any, state: Any, of_jax: Any) -> Any:
+    """What JAX's own reduction names, for weakly typed scalars."""
+    _warn_if_halved(next(part for part in state if isinstance(part, np.dtype)))
+    return _reconstruct(make, args, state, of_jax)
+
+
+def _warn_if_halved(dtype: np.dtype[Any]) -> None:
+    here = jax.dtypes.canonicalize_dtype(dtype)
+    if here != dtype:
+        warnings.warn(
+            f"the file holds JAX arrays of {dtype}, which come as {here}: 64-bit types are off in "
+            "this process; jax.config.update('jax_enable_x64', True) turns them on",
+            PrecisionWarning,
+            stacklevel=level_of_caller(),
+        )

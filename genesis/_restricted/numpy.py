@@ -124,7 +124,9 @@ def _measured(site: Site, shape: object, dtype: Any) -> tuple[tuple[int, ...], i
 def _jax_array(site: Site, array: Any) -> object:
     require(type(array) is _np().ndarray, f"{brief(array)} as the content of a JAX array")
     site.charge(array.nbytes)
-    return framework("jax.numpy").asarray(array)
+    from .._frameworks.jax import asarray
+
+    return asarray(array)
 
 
 @builds("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
