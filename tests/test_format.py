@@ -48,6 +48,12 @@ def test_genesis_reads_the_golden_file_as_one_of_a_stranger(name: str) -> None:
     assert_same(STATES[name](), genesis.load(golden(name), weights_only=True))
 
 
+without_genesis = pytest.mark.skipif(
+    int(np.__version__.partition(".")[0]) < 2, reason="NumPy 1 lacks the names that NumPy 2 writes"
+)
+
+
+@without_genesis
 def test_the_second_reader_reads_the_golden_files() -> None:
     for name in PICKLED:
         assert_same(STATES[name](), second_reader.read(golden(name)))
@@ -62,11 +68,14 @@ def check_of_dill(state: dict[str, Any]) -> None:
 
 
 @needs_torch
-@pytest.mark.parametrize("read", [genesis.load, second_reader.read], ids=["genesis", "second"])
+@pytest.mark.parametrize(
+    "read", [genesis.load, pytest.param(second_reader.read, marks=without_genesis)]
+)
 def test_the_golden_file_of_dill(read: Callable[[Path], dict[str, Any]]) -> None:
     check_of_dill(read(golden("dill")))
 
 
+@without_genesis
 @pytest.mark.parametrize(
     "name", [*("plain", "numpy"), *(pytest.param(n, marks=needs_torch) for n in ("torch", "dill"))]
 )

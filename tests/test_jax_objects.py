@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -134,6 +135,13 @@ def test_an_array_whose_buffer_is_donated_during_a_background_save_is_saved_whol
     jax.jit(lambda x: x * 0 - 1, donate_argnums=0)(array).block_until_ready()
     future.result()
     assert bool((genesis.load(path)["a"] == jnp.arange(1_000_000.0)).all())
+
+
+def test_a_file_names_what_later_versions_of_jax_have(path: Path) -> None:
+    genesis.save({"x": jnp.arange(3)}, path)
+    names = [arg for _, arg, _ in pickletools.genops(take_apart(path).skeleton) if arg]
+    assert "jax.numpy" in names
+    assert not [name for name in names if str(name).startswith("jax._src")]
 
 
 def test_a_second_reader_reads_jax_arrays(path: Path) -> None:

@@ -99,6 +99,7 @@ def _half(epoch: int) -> float:
 
 def _dtypes() -> Any:
     names = [name for name in DTYPES if not name.startswith(("q", "float4"))]
+    names = [name for name in names if hasattr(torch, name)]  # float8_e8m0fnu came with torch 2.7
     made = {name: torch.zeros(6, dtype=torch.uint8).repeat(16) for name in names}
     return {name: made[name].view(getattr(torch, name)) for name in names if name != "bool"}
 

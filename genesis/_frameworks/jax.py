@@ -22,6 +22,10 @@ from .._plan import Call, DataRegion
 from .._public import level_of_caller
 from . import numpy
 
+# What a pickle names: the place where users find it, as JAX says itself from 0.5.1 on. The private
+# module that it names before is not there in later versions, nor on the list of the safe loader.
+jnp.asarray.__module__ = "jax.numpy"
+
 
 def reducer_for(cls: type, region: DataRegion) -> Any:
     return partial(reduce_array, region) if issubclass(cls, jax.Array) else None
