@@ -49,7 +49,7 @@ _LEDGER = "genesis._frameworks.torch_ledger"
 _NO_KERNEL_COPIES = {"genesis._memory._write_memory": None}
 _ONE_THREAD = {"genesis._crew.SIZE": 1}
 # No arena at rest either, or the one of the save before would serve once more.
-_FRESH_MEMORY = {"genesis._store.arenas.keep": 0, "genesis._store.arenas._resting": []}
+_FRESH_MEMORY = {"genesis._store.arenas.keep": 0, "genesis._store.arenas._resting": {}}
 
 # fmt: off
 ROWS = (
@@ -125,7 +125,7 @@ def _save(bed: Bed) -> measure.Result:
 
 def _durable_in_new_memory(bed: Bed) -> float:
     """How memory is made shows only in memory made since: an unmeasured save makes it."""
-    with replaced({"genesis._store.arenas._resting": []}):
+    with replaced({"genesis._store.arenas._resting": {}}):
         _save(bed)
         return _save(bed)["durable"]
 

@@ -5,7 +5,6 @@ Each is a few lines over the writer and the store; `genesis.aio` has the same, a
 
 from __future__ import annotations
 
-import concurrent.futures
 import errno
 import os
 import sys
@@ -243,7 +242,7 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
 def _settled(file_path: FilePath) -> str:
     """The real path of a file, once every background save of it that is under way has ended."""
     path = _fs.resolve(file_path)
-    concurrent.futures.wait(writer.pending(path))
+    writer.settle(path)
     return path
 
 

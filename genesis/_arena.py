@@ -7,7 +7,6 @@ for the next. Holds bytes; knows nothing of pickles, files or threads of its own
 from __future__ import annotations
 
 import mmap
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -52,13 +51,13 @@ class Arena:
 
 
 class ArenaPool:
-    """Arenas at rest, for the next save to take. Thread-safe."""
+    """Arenas at rest, for the next save to take. Thread-safe, and without a lock: a signal handler
+    may save in the middle of it, and wait for a thread that gives an arena back."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
         """How many arenas are kept while nobody uses them."""
-        self._lock = threading.RLock()  # guards _resting
-        self._resting: list[Arena] = []
+        self._resting: dict[Arena, None] = {}
 
     @contextmanager
     def borrow(self, size: int) -> Iterator[Arena]:
@@ -74,21 +73,27 @@ class ArenaPool:
 
         Where one is at rest but too small, it is let go first, so that growth never holds both.
         """
-        with self._lock:
-            for number, arena in enumerate(self._resting):
-                if arena.capacity >= size:
-                    return self._resting.pop(number)
-            if len(self._resting) >= self.keep > 0:
-                self._resting.pop()
+        resting = self._by_size()
+        for arena in resting:
+            if arena.capacity >= size and self._takes(arena):
+                return arena
+        if len(resting) >= self.keep > 0:
+            self._takes(resting[-1])
         return Arena(size)
 
     def give_back(self, arena: Arena) -> None:
-        with self._lock:
-            self._resting.append(arena)
-            self._resting.sort(key=lambda arena: arena.capacity)
-            del self._resting[: max(len(self._resting) - self.keep, 0)]
+        self._resting[arena] = None
+        resting = self._by_size()
+        for smallest in resting[: max(len(resting) - self.keep, 0)]:
+            self._takes(smallest)
+
+    def _by_size(self) -> list[Arena]:
+        return sorted(self._resting, key=lambda arena: arena.capacity)
+
+    def _takes(self, arena: Arena) -> bool:
+        """Whether it was there; only one thread has it from then on."""
+        return self._resting.pop(arena, False) is None
 
     def reset_after_fork(self) -> None:
-        """Start empty, in a forked child, where another thread may have held the lock."""
-        self._lock = threading.RLock()
-        self._resting = []
+        """Start empty, in a forked child."""
+        self._resting = {}

@@ -35,12 +35,13 @@ import stat
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from . import _fs
+from ._descriptor import Descriptor
 from ._errors import DurabilityUnknownError
-from ._locks import between_processes
+from ._interrupts import Doubled
+from ._locks import DirectoryLock
 
 BACKUP_SUFFIX = ".genesis.bak"
 _LONGEST = 255
@@ -63,12 +64,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_next_sweeps.clear)
 
 
-class Replacement:
-    """One replacement of one file: `begin`, `write`, `sync`, `commit`; `discard` on any error.
+class Replacement(Doubled):
+    """One replacement of one file: `begin`, `write`, `sync`, `commit`; `leave` on any error.
 
-    Use as a context manager: leaving without a commit discards. As with a `Turn`, twice, so that an
-    interrupt of the first discarding leaves nothing behind. Not thread-safe, except that
-    writes to different offsets may run on different threads.
+    Leaving the block without a commit discards. Not thread-safe, except that writes to different
+    offsets may run on different threads.
 
     Args:
         path: the real path of the target (see `_fs.resolve`).
@@ -88,19 +88,22 @@ class Replacement:
         self._backup = self._name + BACKUP_SUFFIX
         self._short = _short(self._name, path)
         self._temporary = ""
+        self._second = ""
+        """The old file's second name, before it is the backup."""
         self._backup_is_ours = False
-        self._fd = -1
+        self._renaming = False
+        self._finished = False
+        self._file = Descriptor()
         self._old_size = 0
-        self._old = -1
+        self._old = Descriptor()
         self._directory = _fs.Directory(parent)
 
-    def __enter__(self) -> Replacement:
-        return self
-
-    def __exit__(self, _: object, exc: BaseException | None, __: object) -> None:
-        self.discard()
-        if isinstance(exc, OSError) and exc.errno is not None and exc.filename is None:
-            exc.filename = self.path  # a call on a descriptor failed, and knew no name
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self.leave()
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = self.path  # a call on a descriptor failed, and knew no name
 
     def _fresh_name(self) -> str:
         return f".{self._short}.genesis-{_fs.host()}{secrets.token_hex(6)}.tmp"
@@ -110,22 +113,25 @@ class Replacement:
         old = self._directory.status(self._name)
         if old is not None:
             _refuse_special(old, self.path)
-        with between_processes(self._directory, self._short) as whole:
-            self._sweep_if_due("." if whole else f".{self._short}.genesis-")
+        lock = DirectoryLock(self._directory, self._short)
+        with lock, lock:
+            whole = lock.take()
+            if not lock.nested:  # or what is not locked may be of the commit that was interrupted
+                self._sweep_if_due("." if whole else f".{self._short}.genesis-")
             # Nobody else may read what only the owner could read before: the old file's mode
             # comes later, through the descriptor.
             self._create(0o666 if old is None else 0o600)
             # Under the lock, so that nobody finds it without its mark: its writer lives.
-            _fs.lock_file(self._fd, wait=False)
+            _fs.lock_file(self._file.number, wait=False)
         if old is not None:
             self._old_size = old.st_size
-            _fs.copy_ownership(self._fd, old)
+            _fs.copy_ownership(self._file.number, old)
 
     def _create(self, mode: int) -> None:
         # Known before it is made, so that an interrupt in between leaves nothing.
         self._temporary = self._fresh_name()
         try:
-            self._fd = self._directory.create(self._temporary, mode)
+            self._directory.create(self._file, self._temporary, mode)
         except FileExistsError:
             self._temporary = ""  # somebody else's
             raise
@@ -163,17 +169,15 @@ class Replacement:
         A living writer holds its file's lock. Some network file systems show locks to their own
         machine only, so what was written on another one must also be old.
         """
+        file = Descriptor()
         try:
-            fd = self._directory.open(name)
+            self._directory.open(file, name)
+            known = host == _fs.host() or _fs.age(file.number) > _DAY
+            return known and _fs.lock_file(file.number, wait=False)
         except OSError:
             return False  # gone, a symlink, or not ours to touch
-        try:
-            known = host == _fs.host() or _fs.age(fd) > _DAY
-            return known and _fs.lock_file(fd, wait=False)
-        except OSError:
-            return False
         finally:
-            _fs.let_go(fd)
+            file.let_go()
 
     def _forget(self, name: str) -> None:
         """Remove a name where an error would hide another, or matters to nobody: then the next
@@ -185,26 +189,26 @@ class Replacement:
 
     def room(self) -> int:
         """Free bytes of the file system."""
-        return _fs.room(self._fd)
+        return _fs.room(self._file.number)
 
     def start_direct(self) -> bool:
         """Bypass the page cache from here on, if the file system can; see `_fs.write`."""
-        return _fs.start_direct(self._fd)
+        return _fs.start_direct(self._file.number)
 
     def stop_direct(self) -> None:
-        _fs.stop_direct(self._fd)
+        _fs.stop_direct(self._file.number)
 
     def write(self, data: Any, offset: int) -> None:
-        _fs.write(self._fd, data, offset)
+        _fs.write(self._file.number, data, offset)
 
     def sync(self, size: int) -> None:
         """Put the file on the medium after making sure that it has `size` bytes."""
-        written = _fs.size(self._fd)
+        written = _fs.size(self._file.number)
         if written != size:
             raise OSError(
                 errno.EIO, f"{size} bytes were written, the file has {written}", self.path
             )
-        _fs.sync_file(self._fd)
+        _fs.sync_file(self._file.number)
 
     def commit(self) -> None:
         """Make the new file the target. It must have been synced.
@@ -213,32 +217,45 @@ class Replacement:
             DurabilityUnknownError: it is the target, but the directory could not be synced.
             OSError: anything else; the target is the old file.
         """
-        with between_processes(self._directory, self._short):
-            self._close_file()
-            try:
+        lock = DirectoryLock(self._directory, self._short)
+        ending = _Ending(self)
+        with lock, lock:
+            lock.take()
+            with ending, ending:
+                # Under the directory's lock: the file's own lock goes with its descriptor, and a
+                # sweeper would take the file for abandoned.
+                self._file.close()
                 self._back_up()
+                self._renaming = True
                 self._directory.rename(self._temporary, self._name)
-            except BaseException:
-                if self._backup_is_ours:
-                    self._forget(self._backup)
-                raise
-            try:
                 self._temporary = ""
                 self._finish()
-            except OSError:
-                raise
-            except BaseException:
-                # Ctrl-C, most likely while the directory was synced: it is committed all the same.
-                self._temporary = ""
-                self._finish()
-                raise
         self._directory.close()
 
-    def _close_file(self) -> None:
-        # Under the directory's lock: the file's own lock goes with its descriptor, and a sweeper
-        # would take the file for abandoned.
-        fd, self._fd = self._fd, -1
-        _fs.close(fd)
+    def end_commit(self) -> None:
+        """Finish a commit that was cut short, or undo it; harmless where that is done."""
+        if self._second:
+            self._forget(self._second)
+            self._second = ""
+        if self._finished:
+            return
+        if self._is_renamed():
+            self._temporary = ""
+            self._finish()
+        elif self._backup_is_ours:
+            self._forget(self._backup)
+            self._backup_is_ours = False
+
+    def _is_renamed(self) -> bool:
+        """
+        Race: 1. the rename is done; 2. Ctrl-C raises before that is noted. So the names tell.
+        """
+        if not self._renaming or not self._temporary:
+            return self._renaming
+        try:
+            return self._directory.status(self._temporary) is None
+        except OSError:
+            return False
 
     def _back_up(self) -> None:
         """Give the old file its second name, unless there is none or it has it."""
@@ -260,35 +277,38 @@ class Replacement:
         return not _fs.same_file(backup, target) and self._is_sound(self.path)
 
     def _link_backup(self) -> None:
-        name = self._fresh_name()
+        self._second = self._fresh_name()
         try:
-            if not self._directory.link(self._name, name):
-                self._directory.copy(self._name, name)
-            self._directory.rename(name, self._backup)
+            if not self._directory.link(self._name, self._second):
+                self._directory.copy(self._name, self._second)
+            self._directory.rename(self._second, self._backup)
         finally:
             # Also after success: renaming one name of a file to another of the same file does
             # nothing and leaves both.
-            self._forget(name)
+            self._forget(self._second)
 
     def _finish(self) -> None:
         """What follows the rename. The new file stays, whatever goes wrong here."""
         try:
             self._directory.sync()
         except OSError as exc:
+            self._finished = True  # the first error of a sync is final
             problem = f"its directory could not be synced ({exc}); it may not outlive a power cut"
             raise DurabilityUnknownError(self.path, problem) from exc
         try:
             self._hold_old()
             self._directory.remove(self._backup)
         except OSError as exc:
+            self._finished = True
             problem = f"its backup could not be removed ({exc})"
             raise DurabilityUnknownError(self.path, problem) from exc
+        self._finished = True
 
     def _hold_old(self) -> None:
         """Keep a large old file open, so that removing its last name frees nothing yet."""
-        if self._old_size >= _SLOW_TO_FREE and self._old < 0 and _fs.REMOVES_OPEN_FILES:
+        if self._old_size >= _SLOW_TO_FREE and not self._old and _fs.REMOVES_OPEN_FILES:
             with suppress(OSError):
-                self._old = self._directory.open(self._backup)
+                self._directory.open(self._old, self._backup)
 
     def remove(self) -> bool:
         """Remove the target and its backup instead, and what killed writers left of it.
@@ -302,7 +322,9 @@ class Replacement:
         target = self._directory.status(self._name)
         if target is not None:
             _refuse_special(target, self.path)
-        with between_processes(self._directory, self._short):
+        lock = DirectoryLock(self._directory, self._short)
+        with lock, lock:
+            lock.take()
             start = f".{self._short}.genesis-"
             self._sweep([name for name in self._directory.names() if name.startswith(start)])
             # The backup first: alone, it would come back as the checkpoint it is of.
@@ -316,22 +338,29 @@ class Replacement:
             self._directory.sync()
         return bool(there)
 
-    def take_old(self) -> Callable[[], None] | None:
-        """After a commit: a call that frees the blocks of a large old file, on any thread."""
-        fd, self._old = self._old, -1
-        return partial(_fs.let_go, fd) if fd >= 0 else None
+    def take_old(self) -> Descriptor | None:
+        """After a commit: what closing it frees the blocks of a large old file, on any thread."""
+        old, self._old = self._old, Descriptor()
+        return old or None
 
-    def discard(self) -> None:
-        """Remove what is not committed. Harmless after a commit, and after a discard."""
-        if self._fd >= 0:
-            with suppress(OSError):
-                self._close_file()
+    def leave(self) -> None:
+        """Remove what is not committed. Harmless after a commit, and after this."""
+        self._file.let_go()
         if self._temporary:
             self._forget(self._temporary)
             self._temporary = ""
-        if free := self.take_old():
-            free()
+        self._old.let_go()
         self._directory.close()
+
+
+class _Ending(Doubled):
+    """The end of a commit, whatever comes in its middle."""
+
+    def __init__(self, place: Replacement) -> None:
+        self._place = place
+
+    def leave(self) -> None:
+        self._place.end_commit()
 
 
 def _short(name: str, path: str) -> str:

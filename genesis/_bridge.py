@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from ._pool import Pool
+from ._waiting import OpenFuture
 
 T = TypeVar("T")
 
@@ -33,9 +34,18 @@ if hasattr(os, "register_at_fork"):
 
 
 def on_trio() -> bool:
-    """Whether trio runs the calling coroutine; if not, asyncio does."""
+    """Whether trio runs the calling coroutine; if not, asyncio does.
+
+    Not whether trio runs in this thread: it may be the guest of the event loop that runs us.
+    """
     trio = sys.modules.get("trio")
-    return trio is not None and trio.lowlevel.in_trio_run()
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 def prepare() -> None:
@@ -70,9 +80,12 @@ async def settled(future: Future[T], orphaned: Callable[[], object] = lambda: No
         return
     event = anyio.Event()
     wake = _waker(event.set, orphaned)
-    # Race: 1. the future resolves on its thread between `done` above and here; 2. then
-    # add_done_callback calls `wake` at once, on this thread, which is as good.
-    future.add_done_callback(lambda _: wake())
+    # Race: 1. the future resolves on its thread between `done` above and here; 2. then `wake` is
+    # called at once, on this thread, which is as good.
+    if isinstance(future, OpenFuture):
+        future._when_done(wake)  # no callback: those of a save may take long, one after the other
+    else:
+        future.add_done_callback(lambda _: wake())
     await event.wait()
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+
+from ._interrupts import Doubled, Event, Thread
 
 Work = Callable[[], object]
 
@@ -18,7 +19,7 @@ SIZE = max(1, min(os.cpu_count() or 1, 4))
 """Threads that one call may keep busy: more than a few only share the memory's bandwidth."""
 
 
-class Companion:
+class Companion(Doubled):
     """One call on a thread of its own, if there can be one.
 
     Use it as a context manager around `start`: the block ends when the call has ended, whatever
@@ -27,18 +28,17 @@ class Companion:
     """
 
     def __init__(self, work: Work) -> None:
-        self._work = work
+        self._work: Work | None = work
         self._error: BaseException | None = None
-        self._claim = threading.Lock()
-        """Taken by whoever decides whether the call is made: its thread, or one that gave up."""
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="genesis-companion")
+        self._claim: dict[str, int] = {}
+        """Under "by": who decides whether the call is made, its thread or one that gave up."""
+        self._ended = Event()
+        self._thread = Thread(self._run, "genesis-companion")
         self._started = False
 
-    def __enter__(self) -> Companion:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         try:
             self.wait()
         except BaseException:
@@ -54,19 +54,26 @@ class Companion:
             self._started = True
 
     def _run(self) -> None:
-        if not self._claim.acquire(blocking=False):
-            return
         try:
-            self._work()
+            if self._is_mine() and self._work is not None:
+                self._work()
         except BaseException as exc:  # handed to the waiting thread
             self._error = exc
         finally:
+            self._work = None  # before the end is known: what it holds may be freed with it
             self._ended.set()
+
+    def _is_mine(self) -> bool:
+        """Whether this thread decides about the call."""
+        me = threading.get_ident()
+        return self._claim.setdefault("by", me) == me
 
     def wait(self) -> None:
         """Wait until the call has ended; raise what it raised, or what interrupted the waiting. One
         whose start was cut short, and that has not begun, is not made any more."""
-        if not self._started and self._claim.acquire(blocking=False):
+        if not self._started and self._is_mine():
+            # Also where this thread made the call and was interrupted.
+            self._work = None
             self._ended.set()
         interrupt: BaseException | None = None
         while not self._ended.is_set():
@@ -90,15 +97,36 @@ def run_all(work: Iterable[Work], *, size: int, threads: int | None = None) -> N
     """
     shared = _Shared(iter(work))
     helpers = (threads or SIZE) - 1 if size >= 4 << 20 else 0
-    with ExitStack() as stack:
-        companions = [stack.enter_context(Companion(shared.consume)) for _ in range(helpers)]
-        try:
-            for companion in companions:
-                companion.start()
-            shared.consume()
-        except BaseException:
-            shared.stop()  # before they are waited for
-            raise
+    crew = _Crew(shared, [Companion(shared.consume) for _ in range(helpers)])
+    with crew, crew:
+        crew.start()
+        shared.consume()
+
+
+class _Crew(Doubled):
+    """Companions that are waited for, all of them, when the block is left."""
+
+    def __init__(self, shared: _Shared, companions: list[Companion]) -> None:
+        self._shared = shared
+        self._companions = companions
+
+    def start(self) -> None:
+        for companion in self._companions:
+            companion.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if kind is not None:
+            self._shared.stop()  # before they are waited for
+        failed: BaseException | None = None
+        for companion in self._companions:
+            try:
+                companion.wait()
+            except BaseException as exc:
+                failed = failed or exc
+        if failed is not None and kind is None:
+            raise failed
 
 
 class _Shared:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 if sys.platform == "win32":
@@ -25,6 +26,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
+from ._descriptor import Descriptor
 from ._errors import NotACheckpointError
 from ._options import FilePath
 
@@ -163,22 +165,6 @@ def _with_cure(exc: OSError, path: str, cure: str) -> OSError:
     return OSError(exc.errno, f"{os.strerror(exc.errno or 0)}: {cure}", path)
 
 
-_ours: set[int] = set()
-"""Descriptors that may hold a lock. A forked child closes its copies: with them it would keep the
-lock of a parent that dies. Closing is not unlocking, so a living parent loses nothing."""
-
-
-def _close_inherited() -> None:
-    for fd in tuple(_ours):
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _ours.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_inherited)
-
-
 class Directory:
     """An open directory. Names are relative to it, so renaming it on the way misplaces nothing.
 
@@ -187,10 +173,9 @@ class Directory:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fd: int | None = None
+        self._descriptor = Descriptor()
         if not _WINDOWS:
-            self._fd = _open_directory(path)
-            _ours.add(self._fd)
+            _open_directory(self._descriptor, path)
 
     def __enter__(self) -> Directory:
         return self
@@ -198,13 +183,18 @@ class Directory:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def is_open(self) -> bool:
+        return bool(self._descriptor) or _WINDOWS
+
     def close(self) -> None:
-        if self._fd is not None:
-            fd, self._fd = self._fd, None
-            let_go(fd)
+        self._descriptor.let_go()
+
+    @property
+    def _fd(self) -> int | None:
+        return None if _WINDOWS else self._descriptor.number
 
     def _name(self, name: str) -> str:
-        return name if self._fd is not None else os.path.join(self.path, name)
+        return os.path.join(self.path, name) if _WINDOWS else name
 
     def join(self, name: str) -> str:
         return os.path.join(self.path, name)
@@ -225,11 +215,11 @@ class Directory:
         """Every name in it."""
         return names(self.path if self._fd is None else self._fd)
 
-    def create(self, name: str, mode: int) -> int:
-        """A new file, open for writing; never one that exists, never through a symlink."""
+    def create(self, file: Descriptor, name: str, mode: int) -> None:
+        """Open a new file for writing; never one that exists, never through a symlink."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _O_BASE
         try:
-            fd = os.open(self._name(name), flags, mode, dir_fd=self._fd)
+            file.open(partial(os.open, dir_fd=self._fd), self._name(name), flags, mode)
         except PermissionError as exc:
             cure = "files cannot be created in this directory; check its permissions"
             raise _with_cure(exc, self.path, cure) from exc
@@ -238,21 +228,17 @@ class Directory:
                 cure = "the file system is mounted read-only"
                 raise _with_cure(exc, self.path, cure) from exc
             raise
-        _ours.add(fd)
-        return fd
 
-    def open(self, name: str) -> int:
-        """An existing file, for looking at it and locking it; never through a symlink."""
+    def open(self, file: Descriptor, name: str) -> None:
+        """Open an existing file, for looking at it and locking it; never through a symlink."""
         # Without waiting: what has the name may be a pipe, or leased to somebody.
         flags = os.O_RDWR | getattr(os, "O_NONBLOCK", 0) | _O_BASE
-        fd = os.open(self._name(name), flags, dir_fd=self._fd)
-        _ours.add(fd)
-        return fd
+        file.open(partial(os.open, dir_fd=self._fd), self._name(name), flags)
 
-    def open_for_reading(self, name: str) -> int:
-        """A file open for reading; never through a symlink."""
+    def open_for_reading(self, file: Descriptor, name: str) -> None:
+        """Open a file for reading; never through a symlink."""
         flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | _O_BASE
-        return os.open(self._name(name), flags, dir_fd=self._fd)
+        file.open(partial(os.open, dir_fd=self._fd), self._name(name), flags)
 
     def link(self, name: str, new_name: str) -> bool:
         """A second name for a file; ``False`` where the file system has no hard links."""
@@ -279,18 +265,18 @@ class Directory:
 
     def copy(self, name: str, new_name: str) -> None:
         """A durable copy under a new name, for file systems without hard links."""
-        source = os.open(self._name(name), os.O_RDONLY | _O_BASE, dir_fd=self._fd)
+        source, target = Descriptor(), Descriptor()
         try:
-            status = os.fstat(source)
-            target = self.create(new_name, 0o600)
-            try:
-                _copy_bytes(source, target)
-                copy_ownership(target, status)
-                sync_file(target)
-            finally:
-                close(target)
+            flags = os.O_RDONLY | _O_BASE
+            source.open(partial(os.open, dir_fd=self._fd), self._name(name), flags)
+            self.create(target, new_name, 0o600)
+            _copy_bytes(source.number, target.number)
+            copy_ownership(target.number, os.fstat(source.number))
+            sync_file(target.number)
+            target.close()
         finally:
-            let_go(source)
+            source.let_go()
+            target.let_go()
 
     def rename(self, name: str, new_name: str) -> None:
         """Give a file another name, replacing what had it, in one step."""
@@ -308,20 +294,20 @@ class Directory:
     def sync(self) -> None:
         """Make the names durable. Windows does that with the rename itself; a file system that
         cannot, does it without being asked or not at all."""
-        if self._fd is None:
+        if (fd := self._fd) is None:
             return
         try:
-            sync_file(self._fd)
+            sync_file(fd)
         except OSError as exc:
-            if exc.errno not in _NO_DIRECTORY_SYNC:
+            if exc.errno not in _NO_DIRECTORY_SYNC or not self.is_open():
                 raise
 
     def lock(self) -> bool:
         """Wait for this directory's lock among processes; ``False`` where it has none."""
-        if self._fd is None:
+        if (fd := self._fd) is None:
             return False
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as exc:
             if exc.errno in _NO_FLOCK:
                 return False
@@ -331,14 +317,14 @@ class Directory:
     def unlock(self) -> None:
         # Not left to close: a child forked meanwhile holds a copy of the descriptor, and with it
         # the lock. What was done under the lock is done, so an error would be a lie about it.
-        if self._fd is not None:
-            with contextlib.suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        with contextlib.suppress(OSError):
+            if (fd := self._fd) is not None:
+                fcntl.flock(fd, fcntl.LOCK_UN)
 
 
-def _open_directory(path: str) -> int:
+def _open_directory(descriptor: Descriptor, path: str) -> None:
     try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor.open(os.open, path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except FileNotFoundError as exc:
         cure = "there is no such directory; create it first, with os.makedirs for instance"
         raise _with_cure(exc, path, cure) from exc
@@ -394,12 +380,10 @@ def _copy_bytes(source: int, target: int) -> None:
         offset += len(data)
 
 
-def open_lock_file(path: str) -> int:
-    """A sidecar that processes lock where a directory cannot be. It is never removed: a name that
-    goes and comes again gives two processes two different locks."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | _O_BASE, 0o666)
-    _ours.add(fd)
-    return fd
+def open_lock_file(file: Descriptor, path: str) -> None:
+    """Open a sidecar that processes lock where a directory cannot be. It is never removed: a name
+    that goes and comes again gives two processes two different locks."""
+    file.open(os.open, path, os.O_RDWR | os.O_CREAT | _O_BASE, 0o666)
 
 
 def lock_file(fd: int, *, wait: bool) -> bool:
@@ -563,21 +547,8 @@ def _is_permitted(call: Callable[[], None]) -> bool:
     return True
 
 
-def close(fd: int) -> None:
-    """Close a file that was written. Never twice: an interrupted close has closed, on Linux."""
-    _ours.discard(fd)
-    with contextlib.suppress(InterruptedError):
-        os.close(fd)
-
-
-def let_go(fd: int) -> None:
-    """Close what nothing was written through: whatever error that gives, nothing is lost."""
-    with contextlib.suppress(OSError):
-        close(fd)
-
-
-def open_for_reading(path: str) -> int:
-    """A file open for reading.
+def open_for_reading(file: Descriptor, path: str) -> None:
+    """Open a file for reading.
 
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: as `open` does.
@@ -585,9 +556,9 @@ def open_for_reading(path: str) -> int:
     """
     # Without O_NONBLOCK, opening a pipe waits for whoever will write to it, for ever perhaps.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)
-    fd = os.open(path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
+    file.open(os.open, path, flags | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
     try:
-        mode = os.fstat(fd).st_mode
+        mode = os.fstat(file.number).st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(
                 errno.EISDIR, "this is a directory; name a checkpoint file in it", path
@@ -595,9 +566,8 @@ def open_for_reading(path: str) -> int:
         if not stat.S_ISREG(mode):
             raise NotACheckpointError(path, "this is no regular file")
     except BaseException:
-        let_go(fd)
+        file.let_go()
         raise
-    return fd
 
 
 def identity(path: str) -> tuple[int, ...] | None:
@@ -612,11 +582,12 @@ def identity(path: str) -> tuple[int, ...] | None:
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[int]:
     """A file open for reading for the length of a with block. Raises as `open_for_reading`."""
-    fd = open_for_reading(path)
+    file = Descriptor()
     try:
-        yield fd
+        open_for_reading(file, path)
+        yield file.number
     finally:
-        let_go(fd)
+        file.let_go()
 
 
 def read_into(fd: int, target: memoryview, offset: int) -> int:

@@ -6,14 +6,15 @@ Holds state and wakes those who wait; it writes nothing and starts no thread.
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Generator
-from concurrent.futures import Future, InvalidStateError
+from collections.abc import Callable, Generator
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from ._outside import OutsideError
+
+from ._waiting import OpenFuture
 
 log = logging.getLogger("genesis")
 
@@ -71,23 +72,59 @@ def log_durable(report: SaveReport) -> None:
     )
 
 
+def logs_durable_nowait(report: SaveReport) -> bool:
+    """Leave that line unless it would have to wait; whether it did.
+
+    A program that a signal handler interrupted while it was logging holds the lock of a log handler
+    as long as the handler runs, and that may wait for the save.
+    """
+    taken: list[Any] = []
+    try:
+        if log.isEnabledFor(logging.INFO):
+            for lock in _locks_of_log():
+                if not lock.acquire(blocking=False):
+                    return False
+                taken.append(lock)
+            log_durable(report)
+        return True
+    finally:
+        for lock in taken:
+            lock.release()
+
+
+def _locks_of_log() -> list[Any]:
+    found: list[Any] = []
+    logger: logging.Logger | None = log
+    while logger is not None:
+        found += [handler.lock for handler in logger.handlers if handler.lock is not None]
+        logger = logger.parent if logger.propagate else None
+    return found
+
+
 class Failure:
     """An error of a background save, and whether anybody has seen it."""
 
-    def __init__(self, path: str, error: BaseException) -> None:
+    def __init__(
+        self, path: str, error: BaseException, what: str = "background save of %s failed"
+    ) -> None:
         self.path = path
         self.error = error
         self.seen = False
+        self._what = what
         self._logged = False
 
     def log(self) -> None:
         """Write the error to the log, once."""
         if not self._logged:
             self._logged = True
-            log.error("background save of %s failed", self.path, exc_info=self.error)
+            log.error(self._what, self.path, exc_info=self.error)
 
 
-class SaveFuture(Future[SaveReport]):
+def _nothing(*_: object) -> None:
+    pass
+
+
+class SaveFuture(OpenFuture[SaveReport]):
     """A background save.
 
     Two moments: *captured*, from when on everything in the state may be changed, and *durable*,
@@ -95,16 +132,26 @@ class SaveFuture(Future[SaveReport]):
     cancelled: `cancel` returns ``False``, and cancelling a task that awaits the future ends the
     waiting only.
 
+    Waiting in a signal handler for a save that cannot go on before the handler returns is a
+    `RuntimeError`, not a deadlock.
+
     Attributes:
         path: the real path of the file.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        refuse: Callable[[], None] = _nothing,
+        lost: Callable[[Failure], None] = _nothing,
+    ) -> None:
         super().__init__()
         self.set_running_or_notify_cancel()
         self.path = path
         self._failure: Failure | None = None
-        self._capture: Future[None] = Future()
+        self._capture: OpenFuture[None] = OpenFuture()
+        self._refuse = refuse
+        self._lost = lost
 
     def __repr__(self) -> str:
         return f"<SaveFuture of {self.path}: {self._moment()}>"
@@ -130,6 +177,8 @@ class SaveFuture(Future[SaveReport]):
             TimeoutError: it is not captured yet.
             Exception: the save failed before its state was captured.
         """
+        if not self.captured and timeout != 0:
+            self._refuse_deadlock()
         error = self._capture.exception(timeout)
         if error is not None:
             self._mark_seen()
@@ -182,6 +231,36 @@ class SaveFuture(Future[SaveReport]):
 
         return _bridge.wait(self).__await__()
 
+    def add_done_callback(self, fn: Callable[[Any], object]) -> None:
+        """Have `fn` called with this future when the save has ended; at once where it has.
+
+        It is called on a thread of genesis that writes nothing, so it may take long; those of one
+        save are called in order. `flush` and the exit of the interpreter wait for it. What it
+        raises is logged, and raised by the next `flush`; the save itself has not failed.
+        """
+        super().add_done_callback(fn)
+
+    def _callback_failed(self, error: BaseException) -> None:
+        failure = Failure(self.path, error, "a done-callback of the save of %s failed")
+        failure.log()
+        self._lost(failure)
+
+    def _follow(self) -> None:
+        """Callbacks are called by the writer's other threads."""
+
+    def _refuse_deadlock(self) -> None:
+        self._refuse()
+
+    def _wait_ended(self, timeout: float | None = None) -> bool:
+        """Whether it ended within `timeout` seconds, well or not. Raises as `result` where that
+        would wait for ever."""
+        if not self.done():
+            self._refuse_deadlock()
+        return self._over.wait(timeout)
+
+    def _has_callbacks(self) -> bool:
+        return bool(self._done_callbacks)
+
     def _resolve_captured(self, error: BaseException | None = None) -> None:
         """For the writer."""
         with suppress(InvalidStateError):
@@ -194,19 +273,19 @@ class SaveFuture(Future[SaveReport]):
             self.set_result(report)
 
     def _fail(self, failure: Failure) -> None:
-        """For the writer."""
+        """For the writer. Harmless where the future is resolved."""
         self._failure = failure
         self._resolve_captured(failure.error)
-        self.set_exception(failure.error)
+        with suppress(InvalidStateError):
+            self.set_exception(failure.error)
 
     def _disown(self) -> None:
         """In a forked child: the save goes on in the parent, and nobody here will resolve this."""
         error = RuntimeError(f"the save of {self.path} belongs to the process that submitted it")
-        self._condition = threading.Condition()
-        self._capture = Future()
-        self._failure = Failure(self.path, error)
-        self._failure.seen = True
-        self._fail(self._failure)
+        self._refuse = _nothing
+        failure = Failure(self.path, error)
+        failure.seen = True
+        self._fail(failure)
 
     def __del__(self) -> None:
         # The last one who could have asked for the error is gone.

@@ -15,6 +15,7 @@ from typing import Any, Literal, Unpack, overload
 from . import _fs, _store
 from ._arguments import state_of
 from ._atomic import BACKUP_SUFFIX
+from ._descriptor import Descriptor
 from ._futures import SaveFuture, SaveReport, log
 from ._options import FilePath, SaveChoices, SaveOptions, check_names, spelled_out
 from ._retention import Checkpoint, all_but_newest, by_writing
@@ -223,13 +224,11 @@ def _epoch_of(name: str) -> int:
 
 
 def _order_of(folder: _fs.Directory, name: str) -> int:
+    file = Descriptor()
     try:
-        fd = folder.open_for_reading(name)
+        folder.open_for_reading(file, name)
+        return _store.order_of(folder.join(name), file.number)
     except OSError:
         return 0  # a symlink, or not for us to read
-    try:
-        return _store.order_of(folder.join(name), fd)
-    except OSError:
-        return 0
     finally:
-        _fs.let_go(fd)
+        file.let_go()

@@ -19,9 +19,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from ._descriptor import Descriptor
 from ._format import ALIGNMENT, align
+from ._interrupts import Doubled
 
 if sys.platform != "win32":
     import fcntl
@@ -198,16 +200,13 @@ _FILLED_FROM = 1 << 20
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-class Filler:
+class Filler(Doubled):
     """Fills fresh memory with the bytes of a file as a context manager, or leaves that to others.
 
     To read into memory that was never touched interrupts the kernel for each page, which it clears
     and then overwrites. Linux 5.11 makes pages with their bytes in them, for whoever has memory
     watched by a `userfaultfd`. It must then be touched by nobody until the block ends, but where
     `fill` has returned. Several threads may call that at once.
-
-    It stands twice in the with statement that uses it: an interrupt can cut one leaving short, and
-    the second one repeats it.
 
     Args:
         memory: of `private_memory`, untouched.
@@ -220,37 +219,31 @@ class Filler:
         self._size = align(len(memory), PAGE)
         self._file = fd
         self._pays = self._size >= _FILLED_FROM and step % PAGE == 0
-        self._watch = -1
+        self._watch = Descriptor()
 
-    def __enter__(self) -> Filler:
-        if self._watch < 0 and self._pays and not _huge_pages_come_unasked():
+    def __enter__(self) -> Self:
+        if not self._watch and self._pays and not _huge_pages_come_unasked():
             self._begin()
         return self
 
     def _begin(self) -> None:
-        self._watch = _userfaultfd()
-        if self._watch >= 0:
+        if _open_userfaultfd(self._watch):
             try:
                 self._call(_API, "QQQ", _VERSION, 0, 0)
                 self._call(_REGISTER, "QQQQ", self._address, self._size, _MISSING, 0)
             except OSError:
-                self._close()
+                self._watch.let_go()
 
-    def __exit__(self, *_: object) -> None:
-        if self._watch >= 0:
-            try:
-                # A forked child may have the descriptor too, so that closing it is not enough.
+    def leave(self) -> None:
+        if self._watch:
+            # A forked child may have the descriptor too, so that closing it is not enough.
+            with suppress(OSError):  # it is not registered, then
                 self._call(_UNREGISTER, "QQ", self._address, self._size)
-            finally:
-                self._close()
-
-    def _close(self) -> None:
-        watch, self._watch = self._watch, -1
-        os.close(watch)
+            self._watch.let_go()
 
     def fill(self, low: int, high: int) -> bool:
         """Whether the bytes between two offsets are there. If not, they may be read as usual."""
-        if self._watch < 0:
+        if not self._watch:
             return False
         target, size = self._address + low, align(high - low, PAGE)
         try:
@@ -265,7 +258,7 @@ class Filler:
         return os.fstat(self._file).st_size >= high
 
     def _call(self, request: int, layout: str, *values: int) -> None:
-        fcntl.ioctl(self._watch, request, bytearray(struct.pack(layout, *values)))
+        fcntl.ioctl(self._watch.number, request, bytearray(struct.pack(layout, *values)))
 
 
 def _huge_pages_come_unasked() -> bool:
@@ -275,8 +268,11 @@ def _huge_pages_come_unasked() -> bool:
     return False
 
 
-def _userfaultfd() -> int:
-    """A descriptor, or -1: this is no Linux, or one that does not let us."""
+def _open_userfaultfd(watch: Descriptor) -> bool:
+    """``False`` where this is no Linux, or one that does not let us."""
     if _SYSCALL is None or sys.platform != "linux":
-        return -1
-    return int(_libc.syscall(_SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY))
+        return False
+    watch.open(_libc.syscall, _SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
+    if watch.number < 0:
+        watch.let_go()
+    return bool(watch)

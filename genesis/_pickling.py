@@ -8,7 +8,6 @@ Nothing here copies an array, touches a file or starts a thread.
 from __future__ import annotations
 
 import copyreg
-import gc
 import io
 import pickle
 import sys
@@ -21,6 +20,7 @@ from typing import Any, Protocol
 
 from . import _culprit, _frameworks, _outside, _whereabouts
 from ._errors import RebuildError, UnpicklableStateError
+from ._interrupts import CollectorPaused
 from ._options import Sharded
 from ._plan import Call, DataRegion, Plan, RefusedObjectError
 
@@ -60,23 +60,10 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
-    with gc_paused():
-        skeleton, region, pickler = _pickle(state, None, sharded)
-        if region.lessons is not None:
-            skeleton, region, pickler = _pickle(state, region.lessons, sharded)
+    skeleton, region, pickler = _pickle(state, None, sharded)
+    if region.lessons is not None:
+        skeleton, region, pickler = _pickle(state, region.lessons, sharded)
     return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
-
-
-@contextmanager
-def gc_paused() -> Iterator[None]:
-    """Pickling makes many tuples and no garbage; a collection in its middle costs more than it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _pickle(state: object, hints: Any, sharded: Sharded) -> tuple[_Skeleton, DataRegion, str]:
@@ -261,7 +248,8 @@ def loads(
         io.BytesIO(_PRIMER + skeleton), buffers=[data, _storage_maker(map_location)]
     )
     unpickler.map_location = map_location
-    with gc_paused():
+    pause = CollectorPaused()
+    with pause, pause:
         unpickler.load()
         with _building(unpickler, skeleton, path, base_offset):
             return unpickler.load()
@@ -343,5 +331,6 @@ def load_foreign(stream: bytes, *, path: str, map_location: Any = None) -> Any:
     """
     unpickler = _unpickler("dill")(io.BytesIO(stream))
     unpickler.map_location = map_location
-    with gc_paused(), _building(unpickler, stream, path, 0):
+    pause = CollectorPaused()
+    with pause, pause, _building(unpickler, stream, path, 0):
         return unpickler.load()

@@ -19,6 +19,7 @@ from typing import Any
 from . import _crew, _format, _fs, _pickling
 from ._arena import Arena, ArenaPool
 from ._atomic import BACKUP_SUFFIX, Replacement
+from ._descriptor import Descriptor
 from ._errors import (
     CorruptCheckpointError,
     NewerFormatError,
@@ -29,6 +30,7 @@ from ._errors import (
     UnsafeLoadError,
 )
 from ._foreign import load_pickle, read_pickle
+from ._interrupts import Doubled
 from ._memory import Filler, private_memory
 from ._options import Sharded
 from ._plan import SMALL, Piece, Plan, RefusedObjectError
@@ -196,8 +198,8 @@ def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryvie
     written = time.perf_counter()
     place.sync(size)
     place.commit()
-    if free := place.take_old():
-        _free_behind(free)
+    if (old := place.take_old()) is not None:
+        _free_behind(old)
     return Written(size, written - began, time.perf_counter() - written)
 
 
@@ -205,12 +207,13 @@ _freeing: _crew.Companion | None = None
 """The last thread that frees an old file."""
 
 
-def _free_behind(free: Callable[[], None]) -> None:
+def _free_behind(old: Descriptor) -> None:
     """Free an old file's blocks with nobody waiting: the save is durable. Who exits waits for every
     thread, and a save that needs the room for this one."""
     global _freeing
-    _freeing = _crew.Companion(free)
-    _freeing.start()
+    companion = _crew.Companion(old.let_go)
+    companion.start()
+    _freeing = companion
 
 
 def reset_after_fork() -> None:
@@ -257,20 +260,19 @@ def _chunks(view: memoryview) -> Iterator[memoryview]:
         yield view[offset : offset + _format.CHUNK_SIZE]
 
 
-class _Behind:
+class _Behind(Doubled):
     """Runs each call beside what the caller does next, and never two at a time."""
 
     def __init__(self) -> None:
         self._companion: _crew.Companion | None = None
 
-    def __enter__(self) -> _Behind:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         # The memory it writes from is the caller's again when this returns, so it is waited for
         # on an error too, and its own error then yields to the first.
         if self._companion is not None:
-            self._companion.__exit__(kind)
+            self._companion.__exit__(kind, error, trace)
 
     def run(self, work: Callable[[], object], *, last: bool) -> None:
         self._wait()

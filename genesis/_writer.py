@@ -7,10 +7,16 @@ Guarantees:
 - A save is captured, at the latest, when its future says so; what the caller changes afterwards is
   not in the file.
 - Bytes staged and not yet durable stay below `max_pending_bytes`, but one save of any size is
-  always let through.
+  always let through, and one that takes another's place is copied beside it. Saves that wait for
+  memory get it in the order of asking.
+- A save that supersedes another is captured before the other is dropped.
 - Every submitted save ends: durable, superseded or failed. A failure that nobody asks its future
   for is logged, and raised by the next `flush`; never twice.
+- Done-callbacks run on threads that write nothing; `flush` waits for them, and raises their errors.
 - The interpreter does not exit before all are done; once it has begun to, saves run in the caller.
+- A signal handler may call anything here wherever it runs. No thread that writes waits for a thread
+  that calls: there is no lock, each step is one call of C on a dict or a deque. What would wait for
+  the frame that the handler interrupted raises instead.
 - A forked child starts empty. Its parent's saves go on in the parent.
 
 A race that decides the order of the last steps of a save:
@@ -22,23 +28,33 @@ So the turn, the memory and the dict are given back first, and the future is res
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, InvalidStateError
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
 
 from . import _store
 from ._arena import Arena
-from ._futures import Failure, Outcome, SaveFuture, SaveReport, log, log_durable
-from ._locks import Turns
+from ._futures import (
+    Failure,
+    Outcome,
+    SaveFuture,
+    SaveReport,
+    log,
+    log_durable,
+    logs_durable_nowait,
+)
+from ._interrupts import Doubled, Event
+from ._locks import Turns, locked_here
 from ._options import SaveChoices
 from ._pool import Pool
+from ._waiting import OpenFuture
 
 _UNSEEN_KEPT = 100
 
@@ -61,23 +77,32 @@ class Request(SaveChoices):
         return _store.plan(self.state, self.metadata, sharded=self.sharded, order=self.order)
 
 
-class Task:
+class Task(Doubled):
     """A background save, from its first step to its last: all that it has to give back.
 
     Use it as a context manager around what may fail before a writer thread has it: leaving the
-    block with an error, or without `started`, withdraws the save. As with a `Turn`, twice, so that
-    it is withdrawn whole also where an interrupt hits the withdrawal.
+    block with an error, or without `started`, withdraws the save.
     """
 
     def __init__(self, writer: Writer, request: Request) -> None:
+        self.path = request.path
         self.request = request
-        self.future = SaveFuture(request.path)
         self.turn = writer.turns.turn(request.path)
+        self.last_turn = writer.last_turns.turn(request.path)
+        """To call the callbacks, in the order of the saves."""
+        self.future = SaveFuture(request.path, self.turn.refuse_deadlock, writer.remember)
         self.job: _store.Job | None = None
         self.arena: Arena | None = None
-        self.claimant: object = None
-        """Who ends it: a writer thread, or whoever withdraws it. Guarded by the writer's lock."""
+        self.claim: dict[str, object] = {}
+        """Under "by": who ends it, a writer thread or whoever withdraws it."""
+        self.failure: Failure | None = None
+        self.ended = Event()
+        """Set when its callbacks have returned."""
+        self.replaces: list[Task] = []
+        """What is dropped when this is captured."""
         self.started = False
+        self.calls_back = False
+        """Whether its end is left to the thread that calls its callbacks."""
         self.began = time.perf_counter()
         self.waited = 0.0
         self.capture = 0.0
@@ -86,15 +111,14 @@ class Task:
         self._writer = writer
 
     def let_go(self) -> None:
-        """Drop the state and the future. The frames of an error keep the task alive for as long as
-        nobody asks for the error: clearing them does not reach the frames that called them."""
+        """Drop the state. The frames of an error keep the task alive for as long as nobody asks for
+        the error: clearing them does not reach the frames that called them."""
         self.job = None
         del self.request, self.future
 
-    def __enter__(self) -> Task:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
         if kind is not None or not self.started:
             self.withdraw()
 
@@ -103,29 +127,49 @@ class Task:
         self._writer.withdraw(self, "skipped")
 
 
+class _Running(Doubled):
+    """A save while it is written: whatever comes, it ends."""
+
+    def __init__(self, writer: Writer, task: Task) -> None:
+        self._writer = writer
+        self._task = task
+        self.outcome: SaveReport | BaseException | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self.outcome = self.outcome or error
+        assert self.outcome is not None
+        self._writer.finish(self._task, self.outcome)
+
+
 class Writer:
     """All background saves of a process. Thread-safe."""
 
     def __init__(self) -> None:
         self.pool = Pool(2, "genesis-writer")
+        self.callbacks = Pool(8, "genesis-callbacks")
         self.max_pending_bytes = _quarter_of_memory()
         self._reset()
 
     def _reset(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may save; guards the fields below
         self._pending: dict[SaveFuture, Task] = {}
+        """What was handed to a writer thread, until its callbacks have returned."""
         self._reserved: dict[Task, int] = {}
-        """Bytes in flight."""
-        self._freed: Future[None] = Future()
-        self._unseen: list[Failure] = []
+        """Bytes in flight, and what waits to be, in the order of asking."""
+        self._short: dict[Task, OpenFuture[None]] = {}
+        """What waits for memory. Each future resolves when there may be some."""
+        self._unseen: deque[Failure] = deque()
         self.turns = Turns()
+        self.last_turns = Turns()
         self._registered = False
 
     def reset_after_fork(self) -> None:
-        """Start empty, in a forked child, with new locks: another thread may have held the old."""
+        """Start empty, in a forked child."""
         pending = self._pending
         self._reset()
         self.pool.reset_after_fork()
+        self.callbacks.reset_after_fork()
         _store.reset_after_fork()
         for future in pending:
             future._disown()
@@ -168,107 +212,151 @@ class Writer:
                 step.result()
         return future
 
-    def submission(self, task: Task) -> Iterator[Future[None]]:
+    def submission(self, task: Task) -> Iterator[OpenFuture[None]]:
         """The steps of a save up to its capture: yields each future that must resolve before it can
         go on.
 
         The state is captured in the last step, after all waiting. Run the steps in the task's
         context, or a save that stops earlier keeps its turn.
         """
-        request = task.request
+        on_busy = task.request.on_busy
         task.turn.enter()
         if not task.turn.ready.done():
-            if request.on_busy == "skip":
+            if on_busy == "skip":
                 return
-            if request.on_busy == "supersede":
-                self._supersede(request.path)
-            yield task.turn.ready
+            if on_busy == "supersede":
+                task.replaces = self._queued_before(task)
+            if task.replaces:
+                # Captured first: if that fails, or is cancelled while it waits for memory, the
+                # older state is what there is.
+                yield from self._until_captured(task)
+                self._drop(task.replaces)
+                task.replaces = []
+            if not task.turn.ready.done():
+                yield task.turn.ready
+        if task.arena is None:
+            yield from self._until_captured(task)
+        if task.arena is not None:
+            self._start(task)
+
+    def _until_captured(self, task: Task) -> Generator[OpenFuture[None], None, None]:
+        """Capture the state, or nothing where that would have to wait and is to be skipped."""
         while (freed := self._capture(task)) is not None:
-            if request.on_busy == "skip":
+            if task.request.on_busy == "skip":
                 return
             # Planned again afterwards: while an event loop waits here, the state may change.
             yield freed
-        self._start(task)
 
-    def _capture(self, task: Task) -> Future[None] | None:
+    def _capture(self, task: Task) -> OpenFuture[None] | None:
         """Capture the state, or return what must resolve before there is memory for it."""
         request = task.request
-        ready = time.perf_counter()
+        began = time.perf_counter()
         request.begin()
         task.job = request.plan()
-        if (freed := self._reserve(task)) is not None:
+        if (freed := self._reserve(task, task.job.size)) is not None:
             return freed
         task.arena = _store.arenas.take(task.job.size)
         _store.stage(task.job, task.arena, large=request.capture == "copy")
         if request.capture == "copy":
             task.future._resolve_captured()
-        task.queued = time.perf_counter()
-        task.waited, task.capture = ready - task.began, task.queued - ready
-        task.stall = task.queued - task.began
+        task.capture = time.perf_counter() - began
         return None
 
     def withdraw(self, task: Task, outcome: Outcome) -> None:
         """End a save that no writer thread has begun; harmless where one has."""
-        if self._claim(task, (self.withdraw, threading.get_ident())):
-            self._finish(task, SaveReport(task.request.path, outcome=outcome, stall=task.stall))
+        if self._claim(task, ("withdraws", threading.get_ident())):
+            self.finish(task, SaveReport(task.path, outcome=outcome, stall=task.stall))
 
-    def _supersede(self, path: str) -> None:
-        """Drop the saves of `path` that are queued and not started."""
-        with self._lock:
-            tasks = [task for task in self._pending.values() if task.request.path == path]
-        for task in tasks:
-            with task:  # repeats what an interrupt cuts short
+    def _queued_before(self, task: Task) -> list[Task]:
+        """What a save would replace: nothing, unless all that stands before it is queued and not
+        started, so that it is the next when those are dropped."""
+        before = task.turn.before()
+        queued = [other for other in self._tasks() if other.turn in before and not other.claim]
+        return queued if len(queued) == len(before) else []
+
+    def _drop(self, queued: list[Task]) -> None:
+        for task in queued:
+            with task, task:
                 self.withdraw(task, "superseded")
 
     def _claim(self, task: Task, claimant: object) -> bool:
         """Whether the claimant is the one who ends a task."""
-        with self._lock:
-            if task.claimant is None:
-                task.claimant = claimant
-            return task.claimant == claimant
+        return task.claim.setdefault("by", claimant) == claimant
 
     # Memory
 
-    def _reserve(self, task: Task) -> Future[None] | None:
-        """Take a task's share of the bytes in flight, or return a future that resolves when some
-        are free again."""
-        size = task.job.size if task.job else 0
-        with self._lock:
-            fits = sum(self._reserved.values()) + size <= self.max_pending_bytes
-            # What a signal handler interrupted on this thread frees nothing before it returns.
-            beneath = any(other.turn.is_needed_here() for other in tuple(self._reserved))
-            if self._reserved and not fits and not beneath:
-                if self._freed.done():
-                    self._freed = Future()
-                return self._freed
-            self._reserved[task] = size
+    def _reserve(self, task: Task, size: int) -> OpenFuture[None] | None:
+        """Take a task's share of the bytes in flight, or return a future that resolves when there
+        may be room.
+
+        Race: 1. it finds no room; 2. room is made, and nobody is found who waits for it; 3. it
+        waits. So it stands in line first, and looks then.
+        """
+        freed = self._short[task] = OpenFuture()
+        self._reserved[task] = size  # the place in the line stays the one of the first time
+        # What a signal handler interrupted on this thread frees nothing before it returns.
+        if self._fits(task) or locked_here() or self._is_needed_here(task):
+            self._short.pop(task, None)
             return None
+        return freed
+
+    def _fits(self, task: Task) -> bool:
+        sizes = self._reserved.copy()
+        for other in task.replaces:
+            sizes.pop(other, None)
+        if next(reversed(sizes)) is task:
+            total = sum(sizes.values())
+            return total == sizes[task] or total <= self.max_pending_bytes
+        return any(fit is task for fit in self._fitting(sizes))
+
+    def _fitting(self, sizes: dict[Task, int]) -> Iterator[Task]:
+        """Those for whom there is memory when all before them have theirs."""
+        total = 0
+        for task, size in sizes.items():
+            if not total or total + size <= self.max_pending_bytes:
+                yield task
+            total += size
+
+    def _is_needed_here(self, task: Task) -> bool:
+        others = tuple(self._reserved)
+        return any(other.turn.is_needed_here() for other in others if other is not task)
 
     def _release(self, task: Task) -> None:
-        with self._lock:
-            self._reserved.pop(task, None)
-            freed = self._freed
-        with suppress(InvalidStateError):
-            freed.set_result(None)
+        self._short.pop(task, None)
+        self._reserved.pop(task, None)
+        if self._short:
+            for other in self._fitting(self._reserved.copy()):
+                if (freed := self._short.get(other)) is not None:
+                    with suppress(InvalidStateError):
+                        freed.set_result(None)
 
     # Writing
 
     def _start(self, task: Task) -> None:
-        with self._lock:
-            self._register_exit()
-            self._pending[task.future] = task
+        self._register_exit()
+        task.queued = time.perf_counter()
+        task.stall = task.queued - task.began
+        task.waited = task.stall - task.capture
+        self._pending[task.future] = task
         self.pool.submit(self._run, task)
         task.started = True
-        task.turn.needed = None
+        if not task.claim:
+            task.turn.needed = None
 
     def _run(self, task: Task) -> None:
-        if not self._claim(task, self._run):
+        if not self._claim(task, "a writer"):
             return
-        outcome = self._attempt(task)
-        if isinstance(outcome, BaseException):
-            _forget_frames(outcome)
-        self._finish(task, outcome)
+        task.turn.needed = threading.get_ident()
+        running = _Running(self, task)
+        with running, running:
+            outcome = self._attempt(task)
+            if isinstance(outcome, BaseException):
+                _forget_frames(outcome)
+            running.outcome = outcome
+            is_logged = isinstance(outcome, BaseException) or logs_durable_nowait(outcome)
         task.let_go()
+        if isinstance(outcome, SaveReport) and not is_logged:
+            log_durable(outcome)  # last of all, when nobody waits for this thread
 
     def _attempt(self, task: Task) -> SaveReport | BaseException:
         try:
@@ -297,49 +385,116 @@ class Writer:
             sync=written.sync,
         )
 
-    def _finish(self, task: Task, outcome: SaveReport | BaseException) -> None:
+    def finish(self, task: Task, outcome: SaveReport | BaseException) -> None:
         """Give back what a task holds, then resolve its future. Each step may be repeated."""
-        future = task.future
-        failure = Failure(future.path, outcome) if isinstance(outcome, BaseException) else None
         arena, task.arena = task.arena, None
         if arena is not None:
             _store.arenas.give_back(arena)
         self._release(task)
-        with self._lock:
-            self._pending.pop(future, None)
-            kept = [one for one in self._unseen if not one.seen]
-            if failure is not None:
-                kept.append(failure)
-            self._unseen = kept[-_UNSEEN_KEPT:]
-        for one in kept[:-_UNSEEN_KEPT]:
-            one.log()  # too many for `flush` to raise
+        if isinstance(outcome, BaseException) and task.failure is None:
+            task.failure = Failure(task.path, outcome)
+            self.remember(task.failure)
+        if not task.calls_back:
+            task.last_turn.enter()
         task.turn.leave()
-        if failure is not None:
-            future._fail(failure)
+        if task.failure is not None:
+            task.future._fail(task.failure)
         elif isinstance(outcome, SaveReport):
-            if outcome.outcome == "durable":
-                log_durable(outcome)
-            future._succeed(outcome)
+            task.future._succeed(outcome)
+        self._end(task, task.future)
+
+    def _end(self, task: Task, future: SaveFuture) -> None:
+        if future._has_callbacks():
+            task.calls_back = True
+            task.last_turn.ready._when_done(lambda: self._hand_over(task, future))
+        elif not task.calls_back:
+            self._settle(task, future)
+
+    def remember(self, failure: Failure) -> None:
+        """Keep an error for the next `flush`; log the oldest where there are too many."""
+        self._unseen.append(failure)
+        while len(self._unseen) > _UNSEEN_KEPT:
+            with suppress(IndexError):
+                oldest = self._unseen.popleft()
+                if not oldest.seen:
+                    oldest.log()
+
+    def _hand_over(self, task: Task, future: SaveFuture) -> None:
+        """Have the callbacks of a save called: after those that this thread is calling, or on a
+        thread of their own."""
+        if _here.calls_back:
+            _here.next_calls.append((task, future))
+        else:
+            self.callbacks.submit(self._call_back, task, future)
+
+    def _call_back(self, task: Task, future: SaveFuture) -> None:
+        _here.next_calls.append((task, future))
+        _here.calls_back = True
+        try:
+            while _here.next_calls:
+                task, future = _here.next_calls.popleft()
+                try:
+                    future._call_back()
+                finally:
+                    self._settle(task, future)
+        finally:
+            _here.calls_back = False
+
+    def _settle(self, task: Task, future: SaveFuture) -> None:
+        task.last_turn.leave()
+        self._pending.pop(future, None)
+        task.ended.set()
 
     # Waiting
 
-    def pending(self, path: str | None = None) -> list[SaveFuture]:
-        """The saves, of one path or all, that have not ended."""
-        with self._lock:
-            return [future for future in self._pending if path in (None, future.path)]
+    def _tasks(self) -> list[Task]:
+        return list(self._pending.copy().values())
+
+    def pending(self) -> list[SaveFuture]:
+        """The saves that have not ended."""
+        return [future for future in tuple(self._pending) if not future.done()]
+
+    def settle(self, path: str) -> None:
+        """Wait until the background saves of a path that were submitted have ended, well or not.
+
+        Raises:
+            RuntimeError: one was interrupted on this thread and cannot end before this returns.
+        """
+        for future in self.pending():
+            if future.path == path:
+                future._wait_ended()
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait for every background save submitted before the call.
+        """Wait for every background save submitted before the call, and for its callbacks. In a
+        callback, which may be one of those, for the saves alone.
 
         Raises:
             TimeoutError: some had not ended after `timeout` seconds.
+            RuntimeError: one was interrupted on this thread and cannot end before this returns. The
+                others have ended.
             Exception: the first failure that nobody asked its future for; it and others are logged.
         """
-        pending = self.pending()
-        if concurrent.futures.wait(pending, timeout).not_done:
-            paths = ", ".join(sorted(future.path for future in pending if not future.done()))
+        tasks = list(self._pending.copy().items())
+        deadline = None if timeout is None else time.monotonic() + timeout
+        stuck: RuntimeError | None = None
+        late: list[str] = []
+        for future, task in tasks:
+            try:
+                if not self._ended_by(deadline, task, future):
+                    late.append(future.path)
+            except RuntimeError as exc:
+                stuck = stuck or exc
+        if late:
+            paths = ", ".join(sorted(late))
             raise TimeoutError(f"not durable after {timeout} seconds: {paths}")
+        if stuck is not None:
+            raise stuck
         self.raise_unseen()
+
+    def _ended_by(self, deadline: float | None, task: Task, future: SaveFuture) -> bool:
+        if not future._wait_ended(_seconds_to(deadline)):
+            return False
+        return _here.calls_back or task.ended.wait(_seconds_to(deadline))
 
     def raise_unseen(self) -> None:
         """Log the failures that nobody has seen; raise the first."""
@@ -350,9 +505,11 @@ class Writer:
             raise unseen[0].error
 
     def _take_unseen(self) -> list[Failure]:
-        with self._lock:
-            unseen = [failure for failure in self._unseen if not failure.seen]
-            self._unseen = []
+        unseen = []
+        while self._unseen:
+            with suppress(IndexError):  # another thread was faster
+                unseen.append(self._unseen.popleft())
+        unseen = [failure for failure in unseen if not failure.seen]
         for failure in unseen:
             failure.seen = True
         return unseen
@@ -372,11 +529,11 @@ class Writer:
             pass
         except RuntimeError:
             # This first save of all comes so late that neither hook may be called any more.
-            self.pool.inline = True
+            self.pool.inline = self.callbacks.inline = True
 
     def _drain(self) -> None:
         """Wait for every save, whatever signal handlers raise meanwhile; Ctrl-C twice abandons."""
-        self.pool.inline = True
+        self.pool.inline = self.callbacks.inline = True
         raised: BaseException | None = None
         while True:
             try:
@@ -393,17 +550,23 @@ class Writer:
             raise raised
 
     def _wait_for_all(self) -> None:
-        while pending := self.pending():
-            # Not beside threads that do it: what interrupts this one would break off its save.
-            if not self.pool.is_running():
-                self.pool.help()
-            concurrent.futures.wait(pending)
+        while tasks := self._tasks():
+            for pool in (self.pool, self.callbacks):
+                # Not beside threads that do it: what interrupts this one would break off its save.
+                if not pool.is_running():
+                    pool.help()
+            for task in tasks:
+                task.ended.wait()
 
     def _warn_or_abandon(self, *, again: bool) -> None:
         if again:
             self._abandon()
-        count = len(self.pending())
-        log.warning("%d saves not durable yet; Ctrl-C again abandons them", count)
+        saves = len(self.pending())
+        callbacks = len(self._pending) - saves
+        if saves or not callbacks:
+            log.warning("%d saves not durable yet; Ctrl-C again abandons them", saves)
+        else:
+            log.warning("%d callbacks not done yet; Ctrl-C again abandons them", callbacks)
 
     def _abandon(self) -> None:
         for future in self.pending():
@@ -412,6 +575,21 @@ class Writer:
             with suppress(Exception):
                 stream.flush()
         os._exit(130)
+
+
+class _Here(threading.local):
+    """What the calling thread does."""
+
+    def __init__(self) -> None:
+        self.calls_back = False
+        self.next_calls: deque[tuple[Task, SaveFuture]] = deque()
+
+
+_here = _Here()
+
+
+def _seconds_to(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)
 
 
 def _forget_frames(error: BaseException) -> None:

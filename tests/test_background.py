@@ -253,6 +253,7 @@ def test_saves_of_one_path_become_durable_in_the_order_of_the_calls(tmp_path: Pa
         save.add_done_callback(lambda _, n=number: ended.append(n))
         saves.append(save)
     assert [save.result(DEADLINE).outcome for save in saves] == ["durable"] * 40
+    genesis.flush(DEADLINE)
     assert ended == list(range(40))
     assert genesis.load(tmp_path / "f") == {"n": 39}
 

@@ -118,7 +118,11 @@ def test_a_failing_callback_harms_no_other_save(
         second = genesis.save({"n": 2}, tmp_path / "g", background=True)
     assert [save.result(DEADLINE).outcome for save in (first, second)] == ["durable"] * 2
     genesis.save({"n": 3}, tmp_path / "f", background=True).result(DEADLINE)
-    assert {record.name for record in caplog.records} == {"concurrent.futures"}
+    with pytest.raises(KeyError, match="of the callback"):
+        genesis.flush(DEADLINE)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"a done-callback of the save of {tmp_path}/f failed"
+    ]
 
 
 def test_wait_captured_raises_what_made_the_save_fail_before_its_capture(tmp_path: Path) -> None:

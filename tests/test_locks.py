@@ -28,7 +28,7 @@ from contention import (
 
 import genesis
 from genesis import _fs
-from genesis._locks import Turn, Turns, between_processes
+from genesis._locks import DirectoryLock, Turn, Turns
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_a_path_that_nobody_waits_for_is_forgotten() -> None:
     for number in range(100):
         with taken(turns, f"p{number}"):
             pass
-    assert turns._lines == {}
+    assert turns.count() == 0
 
 
 def test_a_turn_is_given_back_by_whoever_fails_in_it() -> None:
@@ -129,7 +129,7 @@ def test_only_one_thread_has_its_turn_at_a_time() -> None:
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(visit, range(2000)))
     assert most == 1
-    assert turns._lines == {}
+    assert turns.count() == 0
 
 
 def test_turns_that_come_and_go_at_random_are_never_lost() -> None:
@@ -146,7 +146,7 @@ def test_turns_that_come_and_go_at_random_are_never_lost() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(visit, range(5000)))
-    assert turns._lines == {}
+    assert turns.count() == 0
 
 
 # Among processes
@@ -154,8 +154,9 @@ def test_turns_that_come_and_go_at_random_are_never_lost() -> None:
 LOCKER = """
 import sys
 from genesis import _fs
-from genesis._locks import between_processes
-with _fs.Directory(sys.argv[1]) as directory, between_processes(directory, "f"):
+from genesis._locks import DirectoryLock
+with _fs.Directory(sys.argv[1]) as directory, DirectoryLock(directory, "f") as lock:
+    lock.take()
     print("locked", flush=True)
     sys.stdin.readline()
 print("unlocked", flush=True)
@@ -180,10 +181,12 @@ def test_the_lock_excludes_another_thread(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with _fs.Directory(str(tmp_path)) as mine, between_processes(mine, "f"):
+        with _fs.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
+            lock.take()
             entered.set()
 
-    with _fs.Directory(str(tmp_path)) as mine, between_processes(mine, "f"):
+    with _fs.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
+        lock.take()
         thread = threading.Thread(target=enter)
         thread.start()
         assert not is_free(tmp_path)

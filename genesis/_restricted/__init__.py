@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
-from .._pickling import gc_paused
+from .._interrupts import CollectorPaused
 from .machine import Machine, MalformedError, RefusedError
 from .outline import ArrayInfo, Opaque, arrays, global_names, outline
 from .site import Site
@@ -118,8 +118,9 @@ def load(
     world = StrictWorld(site, _safe_globals)
     machine = Machine(skeleton, world, world.memo())
     reached: Container[int] = ()
+    pause = CollectorPaused()
     try:
-        with gc_paused():
+        with pause, pause:
             value = machine.run()
             if machine.left:
                 raise MalformedError("the stream goes on after STOP")

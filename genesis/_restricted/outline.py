@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from .._errors import CorruptCheckpointError
-from .._pickling import gc_paused
+from .._interrupts import CollectorPaused
 from . import numpy, torch
 from .machine import Machine, MalformedError, RefusedError
 from .numpy import array_range
@@ -382,8 +382,9 @@ def outline(
     """
     world = InertWorld(data_size, len(skeleton))
     machine = Machine(skeleton, world, world.memo())
+    pause = CollectorPaused()
     try:
-        with gc_paused():
+        with pause, pause:
             value = machine.run()
         if machine.left:
             raise MalformedError("the stream goes on after STOP")

@@ -6,12 +6,12 @@ Each chunk is checked against its digest before any byte of it is handed out.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from .. import _bridge, _fs, _store
+from .._descriptor import Descriptor
 from .._options import FilePath
 
 
@@ -55,16 +55,13 @@ async def _descriptor(path: str) -> AsyncIterator[int]:
     Race: 1. the task is cancelled while a thread opens the file; 2. the thread has it open, for
     nobody. So it is closed when both are over, whichever is the last.
     """
-    opening = _bridge.executor.submit(_fs.open_for_reading, path)
+    file = Descriptor()
+    opening = _bridge.executor.submit(_fs.open_for_reading, file, path)
     try:
-        yield await _bridge.wait(opening)
+        await _bridge.wait(opening)
+        yield file.number
     finally:
-        opening.add_done_callback(_close)
-
-
-def _close(opening: Future[int]) -> None:
-    if opening.exception() is None:
-        _fs.close(opening.result())
+        opening.add_done_callback(lambda _: file.let_go())
 
 
 @asynccontextmanager
