@@ -77,7 +77,9 @@ def save(
         on_busy: of a background save, when an earlier save of this path is under way or memory for
             pending saves is used up. ``"wait"``; ``"skip"``: save nothing; ``"supersede"``: take
             the place of a save of this path that is queued and not started, else wait.
-        metadata: a small mapping of JSON values to store beside the state.
+        metadata: a small mapping of JSON values to store beside the state. Keys become strings and
+            tuples lists, as in JSON; inf, nan, NumPy scalars and tensors of no dimension are taken
+            as the numbers that they are.
         sharded: tensors of which this process holds one part of several, as a rank of FSDP does.
             ``"refuse"`` them: several ranks would write one path, and each file would claim to be
             the whole. ``"allow"``: save this rank's parts, to a path of its own.

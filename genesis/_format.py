@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import xxhash
 
+from . import _metadata
 from ._errors import ChecksumError, NewerFormatError, TruncatedError
 
 VERSION: Final = 1
@@ -97,10 +98,12 @@ def encode_index(
     """The index as bytes.
 
     Raises:
-        TypeError, ValueError: `metadata` is not JSON.
+        TypeError, ValueError: something in `metadata` is not JSON; the message names its place.
     """
     record: dict[str, Any] = {"pickler": pickler, "writer": writer, "python": python}
-    record["metadata"] = dict(metadata)
+    record["metadata"], notes = _metadata.encode(metadata)
+    if notes:
+        record["nonfinite"] = notes
     if order:
         record["order"] = order
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
@@ -191,10 +194,10 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
             record["pickler"],
             record.get("writer", ""),
             record.get("python", ""),
-            record.get("metadata", {}),
+            _metadata.decode(record.get("metadata", {}), record.get("nonfinite", [])),
             _order_of(record),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise ChecksumError(path, f"the index cannot be read ({exc!r})", offset) from exc
     if not (type(index.writer) is type(index.python) is str and type(index.metadata) is dict):
         raise ChecksumError(path, "the index holds values of a wrong type", offset)

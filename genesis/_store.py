@@ -90,17 +90,14 @@ def plan(
 
     Raises:
         UnpicklableStateError: something in it cannot be saved.
-        TypeError, ValueError: `metadata` is not JSON.
+        TypeError, ValueError: something in `metadata` is not JSON; the message names its place.
     """
-    made = _pickling.plan(state, sharded=sharded)
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    try:
-        index = _format.encode_index(
-            made.pickler, f"genesis {__version__}", python, metadata or {}, order
-        )
-    except (TypeError, ValueError) as exc:
-        raise type(exc)(f"metadata must be a mapping of JSON values: {exc}") from exc
-    return Job(made, index)
+    encode = partial(_format.encode_index, writer=f"genesis {__version__}", python=python)
+    given: Mapping[str, Any] = {} if metadata is None else metadata
+    encode("pickle", metadata=given)  # before objects are asked to hand over what they hold
+    made = _pickling.plan(state, sharded=sharded)
+    return Job(made, encode(made.pickler, metadata=given, order=order))
 
 
 def save(path: str, job: Job) -> Written:
