@@ -13,7 +13,6 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from ._outside import OutsideError
-
 from ._waiting import OpenFuture
 
 log = logging.getLogger("genesis")

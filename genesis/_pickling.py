@@ -7,45 +7,34 @@ Nothing here copies an array, touches a file or starts a thread.
 
 from __future__ import annotations
 
-import copyreg
 import io
 import pickle
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import EnumType
-from operator import attrgetter, methodcaller
-from types import FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 from . import _culprit, _frameworks, _outside, _whereabouts
+from ._by_value import ByValue, NeedsByValueError, constructor, has_name
 from ._errors import RebuildError, UnpicklableStateError
 from ._interrupts import CollectorPaused
+from ._once import Once
 from ._options import Sharded
-from ._plan import Call, DataRegion, Plan, RefusedObjectError
+from ._picklers import Make, Reducers, Skeleton, by_dill, by_names, by_value, dump
+from ._plan import DataRegion, Plan, RefusedObjectError
+from ._proof import problem_of
+from ._recursion import has_stack, recursion_limit
 
-_PROTOCOL = 5
+_DEEP = 10_000
+"""Recursion limit of the C pickler for what is nested deeply: three levels of it are one of an
+object's, and take 600 bytes of stack."""
+
+_DEEP_IN_PYTHON = 100_000
+"""The same of dill's pickler, whose frames are not on the stack."""
 
 _PRIMER = b"\x80\x05\x97\x940\x97\x94."
 """A pickle that puts two out-of-band buffers into memo slots 0 and 1. The memo of a C unpickler
 outlives a load but cannot be set from Python, so the slots are filled by unpickling this first."""
-
-
-class _Skeleton(list[bytes]):
-    """What a pickler writes, piece by piece; large bytes objects are kept, not copied."""
-
-    def behind(self, opcodes: bytes) -> _Skeleton:
-        if opcodes:
-            self.insert(0, opcodes)
-        return self
-
-    def mentions_main(self) -> bool:
-        """Whether it may name something of `__main__`, which dill saves by value. A string of that
-        name does no harm: dill then saves what the C pickler would have."""
-        return any(b"__main__" in part for part in self)
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.append(data if type(data) is bytes else bytes(data))
 
 
 def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
@@ -60,130 +49,147 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
-    skeleton, region, pickler = _pickle(state, None, sharded)
+    attempts = _Attempts(state, sharded)
+    skeleton, region, pickler = attempts.lay_out(None)
     if region.lessons is not None:
-        skeleton, region, pickler = _pickle(state, region.lessons, sharded)
+        skeleton, region, pickler = attempts.lay_out(region.lessons)
     return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
 
-def _pickle(state: object, hints: Any, sharded: Sharded) -> tuple[_Skeleton, DataRegion, str]:
-    region = DataRegion(hints, sharded=sharded)
-    try:
-        skeleton = _dump(_c_pickler, state, region)
-    except Exception as exc:
-        # Whatever else made the C pickler fail, dill may know better, and if not, its error is the
-        # one that counts.
-        if _is_final(exc):
-            raise _unpicklable(state, exc, sharded) from exc
-    else:
-        if not skeleton.mentions_main():
-            return skeleton, region, "pickle"
-    region = DataRegion(hints, sharded=sharded)
-    try:
-        return _dump(_dill_pickler(), state, region), region, "dill"
-    except MemoryError:
-        raise
-    except Exception as exc:
-        raise _unpicklable(state, exc, sharded) from exc
+_Result = tuple[Skeleton, DataRegion, str]
 
 
-class _Pickler(Protocol):
-    memo: Any
+class _Attempts:
+    """The ways in which one state is pickled, from the quickest on, until one of them works.
 
-    def dump(self, obj: object, /) -> None: ...
-
-
-def _dump(make: Callable[..., _Pickler], state: object, region: DataRegion) -> _Skeleton:
-    opcodes, memo = _frameworks.opening(state, region)
-    skeleton = _Skeleton()
-    pickler = make(skeleton, region)
-    pickler.memo = memo
-    pickler.dump(state)
-    region.close()
-    return skeleton.behind(opcodes)
-
-
-def _reducer_for(cls: type, region: DataRegion) -> _frameworks.Reducer | None:
-    """How instances of a class are reduced by either pickler; asked once a class and pickler."""
-    return _outside.reducer_for(cls) or _frameworks.reducer_for(cls, region)
-
-
-_own_reduction = methodcaller("__reduce_ex__", _PROTOCOL)
-_reduction_of_call = attrgetter("reduction")
-
-
-class _Reducers(dict[type, _frameworks.Reducer]):
-    """The dispatch table of one C pickler, filled with each class that is met.
-
-    What most objects need is a call in C: only for arrays does the pickler come back to Python.
+    First the C pickler alone, which writes functions and classes as names. Where another program
+    could not load those, or there are none, `ByValue` reduces them for it. What is left is dill's,
+    and where dill fails too, names of ``__main__`` have to do. An object's own method that reduces
+    it is called once in all of that.
     """
 
-    def __init__(self, region: DataRegion) -> None:
-        super().__init__(copyreg.dispatch_table)
-        self[Call] = _reduction_of_call
-        self._region = region
+    def __init__(self, state: object, sharded: Sharded) -> None:
+        self._state = state
+        self._sharded = sharded
+        self._once = Once()
+        self._ways = [self._by_names, self._by_value, self._by_dill, self._by_names_of_main]
+        self._as_names: set[int] = set()
+        """Ids of functions and classes of ``__main__`` that cannot be saved by value."""
+        self._error: Exception | None = None
+        """What the way that got furthest raised."""
 
-    def __missing__(self, cls: type) -> _frameworks.Reducer:
-        if issubclass(cls, type):
-            raise KeyError(cls)  # a class: the pickler knows how
-        reducer = _reducer_for(cls, self._region) or _own_reduction
-        self[cls] = reducer
-        return reducer
+    def lay_out(self, hints: Any) -> _Result:
+        """Pickle the state in the first way that works, which is the first one of the next time.
 
+        Args:
+            hints: what an earlier layout learned.
+        """
+        while self._ways:
+            try:
+                return self._ways[0](hints)
+            except NeedsByValueError:
+                pass
+            except Exception as exc:
+                self._judge(exc)
+            del self._ways[0]
+        error = self._error or pickle.PicklingError("no way")
+        raise self._unpicklable(error) from error
 
-def _c_pickler(file: _Skeleton, region: DataRegion) -> _Pickler:
-    pickler = pickle.Pickler(file, _PROTOCOL)
-    pickler.dispatch_table = _Reducers(region)
-    return pickler
+    def _judge(self, exc: Exception) -> None:
+        """Return where another way may do better."""
+        if isinstance(exc, MemoryError | UnpicklableStateError) or not self._once.blames(exc):
+            raise exc
+        own = exc is self._once.error and not isinstance(exc, RecursionError)
+        if own or _is_final(exc):
+            raise self._unpicklable(exc) from exc
+        if self._ways[0] != self._by_names_of_main:
+            self._error = exc
+        if isinstance(exc, RecursionError):
+            self._ways[1:] = [way for way in self._ways[1:] if way == self._by_dill]
 
+    def _dump(self, make: Make, hints: Any) -> tuple[Skeleton, DataRegion]:
+        region = DataRegion(hints, sharded=self._sharded)
+        try:
+            return dump(make, self._state, region), region
+        except RecursionError:
+            if sys.getrecursionlimit() >= _DEEP or not has_stack():
+                raise
+        region = DataRegion(hints, sharded=self._sharded)
+        with recursion_limit(_DEEP):
+            return dump(make, self._state, region), region
 
-def _dill_pickler() -> Callable[..., _Pickler]:
-    """dill's pickler with our reducers. Made here because importing dill changes the pickle module
-    for the whole process."""
-    import dill
+    def _by_names(self, hints: Any) -> _Result:
+        skeleton, region = self._dump(by_names(self._once, main=False), hints)
+        if skeleton.names_main():
+            raise NeedsByValueError
+        return skeleton, region, "pickle"
 
-    class DillPickler(dill.Pickler):  # type: ignore[misc]
-        def __init__(self, file: _Skeleton, region: DataRegion) -> None:
-            super().__init__(file, protocol=_PROTOCOL)
-            self._region = region
-            self._found: dict[type, _frameworks.Reducer | None] = {Call: _reduction_of_call}
+    def _by_names_of_main(self, hints: Any) -> _Result:
+        return *self._dump(by_names(self._once, main=True), hints), "pickle"
 
-        def reducer_override(self, obj: Any) -> Any:
-            cls = type(obj)
-            if cls is range:  # which dill would have evaluated
-                return obj.__reduce__()
-            if (cls is FunctionType or issubclass(cls, type)) and _goes_by_name(obj):
-                return obj.__qualname__
-            if cls not in self._found:
-                self._found[cls] = _reducer_for(cls, self._region)
-            reducer = self._found[cls]
-            return NotImplemented if reducer is None else reducer(obj)
+    def _by_value(self, hints: Any) -> _Result:
+        return self._proven(by_value, hints)
 
-    return DillPickler
+    def _by_dill(self, hints: Any) -> _Result:
+        with recursion_limit(_DEEP_IN_PYTHON):
+            return self._proven(by_dill, hints)
 
+    def _proven(self, make: Callable[[Once, ByValue], Make], hints: Any) -> _Result:
+        """Pickle by value, until all that was pickled so can be made again."""
+        while True:
+            words = ByValue(self._as_names)
+            problem: Exception | None = None
+            try:
+                skeleton, region = self._dump(make(self._once, words), hints)
+                problem = problem_of(words.objects, self._once, self._as_names)
+            except Exception as exc:
+                whole = isinstance(exc, RecursionError) or _is_of_a_change(exc)
+                if whole or not self._once.blames(exc):
+                    raise
+                problem = exc
+            if problem is None:
+                return skeleton, region, "dill" if words.used else "pickle"
+            if not self._learn(words.objects):
+                raise problem
 
-def _goes_by_name(obj: Any) -> bool:
-    """Whether dill should write a class or function as a name, as pickle does.
+    def _learn(self, objects: list[Any]) -> bool:
+        """Find what cannot be saved by value alone, the innermost first, and can be named."""
+        known = len(self._as_names)
+        for obj in reversed(objects):
+            if has_name(obj) and not self._can_be_saved(obj):
+                self._as_names.add(id(obj))
+        return len(self._as_names) > known
 
-    What its module holds under its name should. dill asks the module's parent instead, which
-    torch.optim for one does not let see its modules, and would write such a class by value, and
-    with it half of torch. Of `__main__`, only enums: dill writes them by value in a way that it
-    cannot read.
-    """
-    if obj.__module__ == "__main__" and not isinstance(obj, EnumType):
-        return False
-    found: Any = sys.modules.get(obj.__module__)
-    for name in obj.__qualname__.split("."):
-        found = getattr(found, name, None)
-    if isinstance(obj, EnumType) and found is not obj:
-        raise pickle.PicklingError(f"{obj!r} is no attribute of its module, so it cannot be loaded")
-    return found is obj
+    def _can_be_saved(self, obj: Any) -> bool:
+        """Whether a function or class can be saved by value, apart from the state."""
+        try:
+            region = DataRegion(sharded=self._sharded)
+            dump(by_value(self._once, ByValue(self._as_names)), obj, region)
+        except Exception as exc:
+            if not self._once.blames(exc):
+                raise
+            return False
+        return problem_of([obj], self._once, self._as_names) is None
 
+    def _unpicklable(self, exc: Exception) -> UnpicklableStateError:
+        """The error that names the place of what cannot be saved; `exc` is a pickler's."""
+        place, error = _culprit.find(self._state, self._asked()) or ("", exc)
+        return _named(place, error)
 
-def _unpicklable(state: object, exc: Exception, sharded: Sharded) -> UnpicklableStateError:
-    """The error that names the place of what cannot be saved; `exc` is what the pickler raised."""
-    place, error = _culprit.find(state, _asked(sharded)) or ("", exc)
-    return _named(place, error)
+    def _asked(self) -> _culprit.Asked:
+        """What the search for a culprit asks: the reducers of a pickling that places nothing."""
+        region = DataRegion(sharded=self._sharded)
+        words = ByValue(self._as_names)
+        reducers = Reducers(self._once, region, words)
+
+        def save(obj: Any) -> bool:
+            make: Any = by_dill(self._once, words)
+            if type(obj) not in make.dispatch:
+                return False
+            make(Skeleton(), region).dump(obj)
+            return True
+
+        return _culprit.Asked(lambda obj: reducers[type(obj)](obj), words.leaves, save)
 
 
 def _named(place: str, error: Exception) -> UnpicklableStateError:
@@ -206,21 +212,6 @@ def _is_final(error: Exception) -> bool:
 def _is_of_a_change(error: Exception) -> bool:
     """Whether a container changed while the pickler went through it."""
     return isinstance(error, RuntimeError) and "during iteration" in str(error)
-
-
-def _asked(sharded: Sharded) -> _culprit.Asked:
-    """What the search for a culprit asks: the reducers of a pickling that places nothing."""
-    region = DataRegion(sharded=sharded)
-    reducers = _Reducers(region)
-
-    def save(obj: Any) -> bool:
-        make: Any = _dill_pickler()
-        if type(obj) not in make.dispatch:
-            return False
-        make(_Skeleton(), region).dump(obj)
-        return True
-
-    return _culprit.Asked(lambda obj: reducers[type(obj)](obj), _goes_by_name, save)
 
 
 def loads(
@@ -266,7 +257,7 @@ def _unpickler(pickler: str) -> Any:
         map_location: Any = None
 
         def find_class(self, module: str, name: str, /) -> Any:
-            if stand_in := _outside.constructor(module, name):
+            if stand_in := _outside.constructor(module, name) or constructor(module, name):
                 return stand_in
             root = module.partition(".")[0]
             if _frameworks.is_another(root):

@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import compress, count, pairwise
-from operator import itemgetter, ne
+from operator import itemgetter, methodcaller, ne
 from typing import Any, NoReturn, Protocol
 
 from . import _format
@@ -63,6 +63,10 @@ class Call:
 
     def __init__(self, reduction: tuple[Any, tuple[Any, ...]]) -> None:
         self.reduction = reduction
+
+    def __call__(self) -> Any:
+        """Nothing: it may stand for something that is called, and pickle asks for a callable."""
+        raise NotImplementedError
 
 
 class SmallPieces:
@@ -134,6 +138,8 @@ class DataRegion:
         then laid out once more, with these as `hints`."""
         self.shared: Any = None
         """What the reducers of tensors keep between objects."""
+        self.reduce_own: Callable[[Any], Any] = methodcaller("__reduce_ex__", 5)
+        """Gives an object's own reduction; a pickler sets one that asks each object once a save."""
         self.arrays: Any = None
         """The same, of NumPy arrays."""
         self.endings: list[Callable[[], None]] = []

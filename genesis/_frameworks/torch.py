@@ -130,7 +130,7 @@ class Storages:
         or as a subclass, that view is made one of the storage's range."""
         if tensor.is_quantized:
             _refuse_beyond(tensor)
-        function, args, *rest = tensor.__reduce_ex__(5)  # type: ignore[no-untyped-call]
+        function, args, *rest = self._region.reduce_own(tensor)
         if function is _rebuild_from_type_v2 and args[0] in _DENSE:
             args = args[0], args[1], self._over_range(tensor, args[2]), *args[3:]
         elif function in _DENSE:
