@@ -372,7 +372,7 @@ def test_an_error_of_the_unpicklable_comes_before_the_directory_is_touched(tmp_p
 )
 def test_metadata_that_is_no_json_is_refused(path: Path, metadata: Any, error: type) -> None:
     state = {"a": 1}
-    with pytest.raises(error, match="metadata.*JSON values"):
+    with pytest.raises(error, match=r"metadata.*JSON values"):
         genesis.save(state, path, metadata=metadata)
     assert state == {"a": 1}
     assert os.listdir(path.parent) == []
