@@ -363,8 +363,12 @@ def configure(
 def prewarm(state_dict: Any) -> None:
     """Make staging memory for a state of this size present, so that the first background save
     stalls no longer than the later ones. Raises as `save` does where the state cannot be saved."""
-    with _store.arenas.borrow(_store.plan(state_dict, sharded="allow").size) as arena:
-        arena.prefault()
+    _store.make_present(size_of(state_dict), huge=True)
+
+
+def size_of(state_dict: Any) -> int:
+    """Bytes of staging memory that a background save of a state takes."""
+    return _store.plan(state_dict, sharded="allow").size
 
 
 def safe_load_checkpoint(

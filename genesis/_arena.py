@@ -10,14 +10,12 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ._memory import PAGE, address_of, private_memory
+from ._memory import PAGE, address_of, make_present, private_memory
 
 _GRANULE = 2 << 20
 _HUGE_UNASKED = 64 << 20
 """Huge pages make direct writes a fifth faster and the first touch several times slower. A large
 arena is first touched while training waits, so there they are for `prefault` to ask for."""
-_POPULATE_WRITE = 23
-"""MADV_POPULATE_WRITE of Linux 5.14, which the mmap module does not name."""
 
 
 class Arena:
@@ -36,12 +34,15 @@ class Arena:
         self.view = memoryview(self._mapping)
         self.address = address_of(self._mapping)
 
-    def prefault(self) -> None:
-        """Make every page present, so that the first copy runs at the speed of memory."""
-        self._ask_for_huge_pages()
-        try:
-            self._mapping.madvise(_POPULATE_WRITE)
-        except (OSError, AttributeError):
+    def prefault(self, *, huge: bool = True) -> None:
+        """Make every page present, so that the first copy runs at the speed of memory.
+
+        Args:
+            huge: whether to ask for huge pages, which takes longer and makes the writes quicker.
+        """
+        if huge:
+            self._ask_for_huge_pages()
+        if not make_present(self.address, self.capacity):
             for offset in range(0, self.capacity, PAGE):
                 self.view[offset] = 0
 
@@ -80,6 +81,10 @@ class ArenaPool:
         if len(resting) >= self.keep > 0:
             self._takes(resting[-1])
         return Arena(size)
+
+    def holds(self, size: int) -> bool:
+        """Whether an arena of at least `size` bytes is at rest."""
+        return any(arena.capacity >= size for arena in self._resting.copy())
 
     def give_back(self, arena: Arena) -> None:
         self._resting[arena] = None

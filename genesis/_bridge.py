@@ -19,6 +19,8 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from importlib import import_module
 from typing import TypeVar
 
 from ._pool import Pool
@@ -46,6 +48,15 @@ def on_trio() -> bool:
     except RuntimeError:
         return False
     return True
+
+
+def load_backends() -> None:
+    """Import what waiting needs on asyncio, and on trio where that is loaded. A backend has no
+    public name; where it has moved, it is loaded at the first wait, as anyio does it."""
+    for name in ("asyncio", "trio"):
+        if name in sys.modules:
+            with suppress(ImportError):
+                import_module(f"anyio._backends._{name}")
 
 
 def prepare() -> None:

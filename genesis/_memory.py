@@ -33,6 +33,10 @@ if sys.platform != "win32":
     _madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
 
 PAGE = mmap.PAGESIZE
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of Linux 5.14, which the mmap module does not name."""
+_PRESENT_AT_A_TIME = 64 << 20
+"""Who maps or frees memory waits for the kernel to be done with a call."""
 
 
 # Two names of one function: a call through `ctypes.PyDLL` keeps the GIL, one through the default
@@ -57,6 +61,19 @@ def private_memory(size: int) -> PrivateMemory:
         return PrivateMemory(-1, size)
     # Private, or a forked child would share the bytes that a save of its parent is made of.
     return PrivateMemory(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+
+def make_present(address: int, size: int) -> bool:
+    """Let the kernel give every page of some memory of ours, with its bytes as they are; ``False``
+    where it cannot. Other threads run meanwhile: the method of `mmap` would hold the GIL, for half
+    a second a gigabyte and more."""
+    if sys.platform == "win32":
+        return False
+    for offset in range(0, size, _PRESENT_AT_A_TIME):
+        part = min(_PRESENT_AT_A_TIME, size - offset)
+        if _madvise(address + offset, part, _POPULATE_WRITE):
+            return False
+    return True
 
 
 def address_of(memory: mmap.mmap) -> int:

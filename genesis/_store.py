@@ -127,6 +127,16 @@ def _filled_windows(plan: Plan, arena: Arena) -> Iterator[tuple[int, memoryview]
         yield start, view
 
 
+def make_present(size: int, *, huge: bool) -> None:
+    """Let an arena of this size stand ready whose pages are all there.
+
+    Args:
+        huge: see `Arena.prefault`.
+    """
+    with arenas.borrow(size) as arena:
+        arena.prefault(huge=huge)
+
+
 def stage(job: Job, arena: Arena, *, large: bool) -> None:
     """Copy into an arena what a capture takes before it returns: all that may change, or with
     ``large=False`` only of that which is small."""

@@ -59,6 +59,11 @@ from ._waiting import OpenFuture
 _UNSEEN_KEPT = 100
 
 
+_LONG_TO_TOUCH = 16 << 20
+"""Bytes of fresh memory whose first touch holds an event loop for longer than anybody expects of a
+coroutine: a second for a gigabyte."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request(SaveChoices):
     """One call of `save`, in terms of the writer: its options, and these."""
@@ -82,9 +87,18 @@ class Task(Doubled):
 
     Use it as a context manager around what may fail before a writer thread has it: leaving the
     block with an error, or without `started`, withdraws the save.
+
+    Args:
+        make_present: touches so many bytes of fresh memory on another thread, for who must not be
+            held by it; without it they are touched as they are copied to.
     """
 
-    def __init__(self, writer: Writer, request: Request) -> None:
+    def __init__(
+        self,
+        writer: Writer,
+        request: Request,
+        make_present: Callable[[int], OpenFuture[None]] | None = None,
+    ) -> None:
         self.path = request.path
         self.request = request
         self.turn = writer.turns.turn(request.path)
@@ -100,6 +114,9 @@ class Task(Doubled):
         """Set when its callbacks have returned."""
         self.replaces: list[Task] = []
         """What is dropped when this is captured."""
+        self.make_present = make_present
+        self.touched: OpenFuture[None] | None = None
+        """Resolves when fresh memory for the state is present."""
         self.started = False
         self.calls_back = False
         """Whether its end is left to the thread that calls its callbacks."""
@@ -241,11 +258,11 @@ class Writer:
 
     def _until_captured(self, task: Task) -> Generator[OpenFuture[None], None, None]:
         """Capture the state, or nothing where that would have to wait and is to be skipped."""
-        while (freed := self._capture(task)) is not None:
-            if task.request.on_busy == "skip":
+        while (step := self._capture(task)) is not None:
+            if task.request.on_busy == "skip" and step is not task.touched:
                 return
             # Planned again afterwards: while an event loop waits here, the state may change.
-            yield freed
+            yield step
 
     def _capture(self, task: Task) -> OpenFuture[None] | None:
         """Capture the state, or return what must resolve before there is memory for it."""
@@ -255,12 +272,23 @@ class Writer:
         task.job = request.plan()
         if (freed := self._reserve(task, task.job.size)) is not None:
             return freed
+        if (touched := self._touch(task, task.job.size)) is not None:
+            return touched
         task.arena = _store.arenas.take(task.job.size)
         _store.stage(task.job, task.arena, large=request.capture == "copy")
         if request.capture == "copy":
             task.future._resolve_captured()
         task.capture = time.perf_counter() - began
         return None
+
+    def _touch(self, task: Task, size: int) -> OpenFuture[None] | None:
+        """Have memory for a state made present, where the task must not be held by that. Once: with
+        other saves about, the memory may be theirs by the time."""
+        if task.make_present is None or task.touched is not None or size < _LONG_TO_TOUCH:
+            return None
+        if not _store.arenas.holds(size):
+            task.touched = task.make_present(size)
+        return task.touched
 
     def withdraw(self, task: Task, outcome: Outcome) -> None:
         """End a save that no writer thread has begun; harmless where one has."""
@@ -474,7 +502,15 @@ class Writer:
                 others have ended.
             Exception: the first failure that nobody asked its future for; it and others are logged.
         """
-        tasks = list(self._pending.copy().items())
+        self.wait_for(self.under_way(), timeout)
+        self.raise_unseen()
+
+    def under_way(self) -> list[tuple[SaveFuture, Task]]:
+        """What a `flush` of now waits for."""
+        return list(self._pending.copy().items())
+
+    def wait_for(self, tasks: list[tuple[SaveFuture, Task]], timeout: float | None) -> None:
+        """Wait for saves and their callbacks. Raises as `flush`, but no failure of a save."""
         deadline = None if timeout is None else time.monotonic() + timeout
         stuck: RuntimeError | None = None
         late: list[str] = []
@@ -489,7 +525,6 @@ class Writer:
             raise TimeoutError(f"not durable after {timeout} seconds: {paths}")
         if stuck is not None:
             raise stuck
-        self.raise_unseen()
 
     def _ended_by(self, deadline: float | None, task: Task, future: SaveFuture) -> bool:
         if not future._wait_ended(_seconds_to(deadline)):

@@ -162,7 +162,9 @@ def test_plain_use_loads_no_framework(action: str, tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, str(tmp_path / "c")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     roots = {name.partition(".")[0] for name in done.stdout.split()}
-    assert roots & FRAMEWORKS == set()
+    # The library of event loops comes with aio, and not when the first call holds one.
+    for_loops = {"aiofiles", "anyio", "sniffio"} if action == "import genesis.aio" else set()
+    assert roots & FRAMEWORKS <= for_loops
     assert "genesis" in roots
 
 

@@ -50,10 +50,12 @@ CALLS = {
     "verify": "(file_path)",
 }
 AIO_CALLS = {
+    "flush": CALLS["flush"],
     "load": CALLS["load"],
     "load_async": CALLS["load"],
     "load_checkpoint": CALLS["load_checkpoint"],
     "load_metadata": CALLS["load_metadata"],
+    "prewarm": CALLS["prewarm"],
     "remove": CALLS["remove"],
     "safe_load_checkpoint": CALLS["safe_load_checkpoint"],
     "save": CALLS["save"].replace("background=False, ", ""),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -50,6 +51,17 @@ def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
             reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls, region)
             return reducer
     return None
+
+
+def load_those_in_use() -> None:
+    """Import the modules of the frameworks that the program has loaded, for who must not be held by
+    it later."""
+    roots = [root for root in _MODULES if sys.modules.get(root) is not None]
+    names = {_MODULES[root] for root in roots}
+    for name in sorted(names | ({"torch_ledger"} if "torch" in names else set())):
+        # A module that only has the name of a framework is no reason to fail before it is needed.
+        with suppress(Exception):
+            import_module(f"{__name__}.{name}")
 
 
 def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[int, Any]]]:

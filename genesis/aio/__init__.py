@@ -1,15 +1,18 @@
 """genesis for coroutines, on asyncio and trio: the plain calls, awaited.
 
-The event loop is held for the capture of a state, and for a look at its path: waiting, writing and
-loading happen on threads. Cancelling a call never cuts a write that has begun (`genesis._bridge`).
+The event loop is held for the capture of a state, and for a look at its path: waiting, writing,
+loading and the first touch of memory happen on threads. Cancelling a call never cuts a write that
+has begun (`genesis._bridge`).
 """
 
-from .. import _public
+from .. import _bridge, _frameworks, _public
 from ._calls import (
+    flush,
     load,
     load_async,
     load_checkpoint,
     load_metadata,
+    prewarm,
     remove,
     safe_load_checkpoint,
     save,
@@ -23,10 +26,12 @@ from ._stream import stream
 
 __all__ = [
     "CheckpointManager",
+    "flush",
     "load",
     "load_async",
     "load_checkpoint",
     "load_metadata",
+    "prewarm",
     "remove",
     "safe_load_checkpoint",
     "save",
@@ -38,3 +43,7 @@ __all__ = [
 ]
 
 _public.publish(globals())
+
+# Here, where importing takes its time anyway, and not when the first call holds an event loop.
+_bridge.load_backends()
+_frameworks.load_those_in_use()

@@ -6,11 +6,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
-from .. import _api, _bridge, _fs
+from .. import _api, _bridge, _fs, _store
 from .._clearing import Clearing
 from .._futures import SaveReport
 from .._inspect import Report
 from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
+from .._waiting import OpenFuture
 from .._writer import Request, Task, writer
 
 
@@ -19,10 +20,11 @@ async def save(state_dict: Any, file_path: FilePath, **options: Unpack[SaveOptio
     """Save a state; return when it is durable. Arguments and errors are those of `genesis.save`.
 
     The state is captured when the coroutine first runs, before it first suspends, unless it has to
-    wait for an earlier save of the path or for memory. Started as a task, it first runs when the
-    loop comes to it, not when the task is made: to capture now and go on, call `genesis.save` with
-    ``background=True`` and await its future. With ``capture="deferred"`` it must not be
-    changed before this returns.
+    wait: for an earlier save of the path, for memory, or, where a state is large and no save before
+    it has left memory of its size, until a thread has made that memory present. Started as a task,
+    it first runs when the loop comes to it, not when the task is made: to capture now and go on,
+    call `genesis.save` with ``background=True`` and await its future. With ``capture="deferred"``
+    it must not be changed before this returns.
 
     Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
     ends, the file is written, and the dict is left as it is.
@@ -43,12 +45,17 @@ async def _saved(request: Request, clearing: Clearing) -> SaveReport:
 async def submit(request: Request) -> SaveReport:
     """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
     _bridge.prepare()
-    task = Task(writer, request)
+    task = Task(writer, request, make_present=_make_present)
     future = task.future
     with task, task:
         for step in writer.submission(task):
             await _bridge.settled(step, orphaned=task.withdraw)
     return await _bridge.wait(future)
+
+
+def _make_present(size: int) -> OpenFuture[None]:
+    # Somebody waits for it, so without huge pages.
+    return _bridge.executor.submit(_store.make_present, size, huge=False)
 
 
 @spelled_out(SaveChoices)
@@ -96,6 +103,19 @@ async def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
         turn.leave()
         raise
     await _bridge.wait(removing)
+
+
+async def flush(timeout: float | None = None) -> None:  # noqa: ASYNC109  as the plain call
+    """`genesis.flush`, awaited: the event loop goes on, which the plain call would hold. Cancelling
+    ends the waiting only, and leaves every failure to the next `flush`."""
+    await _bridge.call(partial(writer.wait_for, writer.under_way(), timeout))
+    writer.raise_unseen()
+
+
+async def prewarm(state_dict: Any) -> None:
+    """`genesis.prewarm`, with the memory made present on a thread. The first large save does the
+    same where this was not called, and captures its state after it."""
+    await _bridge.call(partial(_store.make_present, _api.size_of(state_dict), huge=True))
 
 
 async def safe_load_checkpoint(

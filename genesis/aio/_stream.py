@@ -10,6 +10,9 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import aiofiles
+from anyio import open_file
+
 from .. import _bridge, _fs, _store
 from .._descriptor import Descriptor
 from .._options import FilePath
@@ -68,12 +71,8 @@ async def _descriptor(path: str) -> AsyncIterator[int]:
 async def _open(fd: int) -> AsyncIterator[Any]:
     """An open descriptor as an asynchronous file. The descriptor stays open."""
     if _bridge.on_trio():
-        import anyio
-
-        opening: Any = await anyio.open_file(fd, "rb", closefd=False)
+        opening: Any = await open_file(fd, "rb", closefd=False)
     else:
-        import aiofiles
-
         opening = aiofiles.open(fd, "rb", closefd=False, executor=_bridge.executor)
     async with opening as file:
         yield file
