@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from contention import held
+from contention import busy_writer
 from numpy.lib.stride_tricks import as_strided
 from same import assert_same
 
@@ -172,6 +172,11 @@ def test_a_view_that_moved_within_its_storage_is_noticed(tmp_path: Path) -> None
     assert genesis.load(tmp_path / "f")["x"].tolist() == list(range(20, 30))
 
 
+def test_a_storage_without_bytes_is_refused(path: Path) -> None:
+    storage = torch.empty(3, device="meta").untyped_storage()
+    refused([storage], path, "[0]", "meta has no bytes")
+
+
 class Resizes:
     """Resizes memory of the state while it is pickled, as a module that gathers its shards may."""
 
@@ -204,7 +209,7 @@ def test_a_storage_that_is_freed_while_the_state_is_pickled(
 def test_a_storage_that_is_freed_before_a_deferred_copy(ledger: bool, path: Path) -> None:
     tensor = torch.ones(3_000_000)
     state = many(x=tensor) if ledger else {"x": tensor}
-    with held(path.parent):
+    with busy_writer(path.parent / "busy"):
         future = genesis.save(state, path, background=True, capture="deferred", clear=False)
         tensor.untyped_storage().resize_(0)
     with pytest.raises(genesis.UnpicklableStateError, match=r"resized or freed .*wait_captured"):
@@ -341,7 +346,7 @@ def test_an_array_that_is_resized_while_the_state_is_pickled(mode: str, path: Pa
 
 def test_an_array_that_is_resized_before_a_deferred_copy(path: Path) -> None:
     array = np.ones(3_000_000)
-    with held(path.parent):
+    with busy_writer(path.parent / "busy"):
         future = genesis.save([array], path, background=True, capture="deferred")
         array.resize(10, refcheck=False)
     with pytest.raises(genesis.UnpicklableStateError, match=r"resized .*wait_captured"):

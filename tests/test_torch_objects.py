@@ -11,6 +11,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from pickletools import genops
 from typing import Any
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from same import assert_same, assert_same_tensor
 from second_reader import read, take_apart
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import genesis
 from genesis import _pickling
@@ -337,6 +339,71 @@ def test_subclasses_keep_their_class_and_attributes(path: Path) -> None:
     assert loaded[1][0, 0].item() == 9
 
 
+FLOAT8 = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("keywords", [{}, {"mmap": True}, {"weights_only": True}], ids=str)
+@pytest.mark.parametrize("wrap", [lambda t: t, nn.Parameter], ids=["tensor", "parameter"])
+def test_leaves_of_new_dtypes_that_require_gradients(
+    wrap: Callable[[torch.Tensor], torch.Tensor], keywords: dict[str, bool], path: Path
+) -> None:
+    leaf = wrap(torch.arange(300.0).to(FLOAT8)).requires_grad_()
+    part = torch.arange(300.0).to(FLOAT8)[5:9].requires_grad_()
+    genesis.save({"x": [leaf, part]}, path, clear=False)
+    for found in (genesis.load(path, **keywords), read(path)):
+        assert_same_tensor(leaf, found["x"][0])
+        assert_same_tensor(part, found["x"][1])
+
+
+def test_leaves_of_new_dtypes_with_attributes_or_a_class(path: Path) -> None:
+    tagged = torch.ones(3).to(FLOAT8).requires_grad_()
+    tagged.tag = "x"  # type: ignore[attr-defined]
+    subclass = torch.ones(3).to(FLOAT8).as_subclass(Tagged).requires_grad_()
+    loaded = round_trip([tagged, subclass], path)
+    assert_same(tagged, loaded[0])
+    assert (type(loaded[1]), loaded[1].requires_grad) == (Tagged, True)
+    assert loaded[1].detach().float().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [{}, {"mmap": True}, {"weights_only": True}, {"map_location": "cpu"}, {"map_location": "meta"}],
+    ids=str,
+)
+def test_in_a_fake_mode_a_load_gives_fake_tensors_as_torch_does(
+    keywords: dict[str, Any], path: Path
+) -> None:
+    state = {
+        "plain": torch.arange(6.0).view(2, 3).t(),
+        "part": torch.arange(1000.0)[3:5],
+        "empty": torch.empty(0, 3),
+        "parameter": nn.Parameter(torch.ones(3, dtype=torch.bfloat16)),
+        "new": torch.ones(3).to(FLOAT8),
+    }
+    genesis.save(state, path, clear=False)
+    torch.save(state, path.with_name("torch"))
+    with FakeTensorMode():
+        expected = torch.load(path.with_name("torch"), map_location=keywords.get("map_location"))
+        found = genesis.load(path, **keywords)
+    for name, tensor in expected.items():
+        assert type(found[name]) is type(tensor)
+        for what in ("shape", "dtype", "device", "requires_grad"):
+            assert getattr(found[name], what) == getattr(tensor, what)
+        assert found[name].stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_fake_tensor_is_refused_with_its_place(skip: bool, path: Path) -> None:
+    with FakeTensorMode():
+        fake = torch.ones(3, 4)
+    with (
+        torch.serialization.skip_data() if skip else nullcontext(),
+        pytest.raises(genesis.UnpicklableStateError, match="has no values") as caught,
+    ):
+        genesis.save({"a": [1, fake]}, path)
+    assert caught.value.place == "['a'][1]"
+
+
 @pytest.mark.skipif(not hasattr(nn, "Buffer"), reason="nn.Buffer came with torch 2.5")
 def test_buffers_know_whether_they_are_persistent(path: Path) -> None:
     for persistent in (True, False):
@@ -634,10 +701,11 @@ def test_map_location_is_taken_as_torch_takes_it(name: str, force: bool, path: P
 
 
 def test_map_location_meta_gives_shapes_without_memory(path: Path) -> None:
-    loaded = round_trip([nn.Parameter(torch.ones(2, 3)), torch.ones(2).bfloat16()], path,
-                        map_location="meta")  # fmt: skip
-    assert [tensor.device.type for tensor in loaded] == ["meta", "meta"]
-    assert [tuple(tensor.shape) for tensor in loaded] == [(2, 3), (2,)]
+    tensors = [nn.Parameter(torch.ones(2, 3)), torch.ones(2).bfloat16(), torch.empty(0, 3)]
+    for weights_only in (False, True):
+        loaded = round_trip(tensors, path, map_location="meta", weights_only=weights_only)
+        assert [tensor.device.type for tensor in loaded] == ["meta", "meta", "meta"]
+        assert [tuple(tensor.shape) for tensor in loaded] == [(2, 3), (2,), (0, 3)]
 
 
 def test_map_location_is_asked_once_for_each_storage(path: Path) -> None:

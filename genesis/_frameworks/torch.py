@@ -11,6 +11,7 @@ import io
 import re
 from bisect import bisect_right
 from collections.abc import Container
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch._guards import detect_fake_mode
 from torch._tensor import _rebuild_from_type_v2
 from torch._utils import (
     _rebuild_parameter,
+    _rebuild_qtensor,
     _rebuild_tensor_v2,
     _rebuild_tensor_v3,
     set_tensor_metadata,
@@ -30,6 +32,7 @@ from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
 from .._format import ALIGNMENT
 from .._plan import DATA, Call, DataRegion, RefusedObjectError
+from .torch_partial import check_for
 
 _UINT8 = torch.uint8
 _STRIDED = torch.strided
@@ -121,24 +124,30 @@ class Storages:
         dtype = tensor.dtype
         typed, offset = self._place_of(tensor, dtype)
         view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
-        if dtype in PLAIN_DTYPES:
+        if dtype in PLAIN_DTYPES or tensor.requires_grad:  # which v3 sets too early
             return _rebuild_tensor_v2, view
         return _rebuild_tensor_v3, (*view, dtype)
 
     def reduce_as_torch(self, tensor: torch.Tensor) -> Any:
         """torch's reduction of a tensor. Where it holds a dense view of a storage, with attributes
         or as a subclass, that view is made one of the storage's range."""
-        if tensor.is_quantized:
-            _refuse_beyond(tensor)
         function, args, *rest = self._region.reduce_own(tensor)
+        if function is _rebuild_qtensor:
+            _refuse_beyond(tensor)
         if function is _rebuild_from_type_v2 and args[0] in _DENSE:
-            args = args[0], args[1], self._over_range(tensor, args[2]), *args[3:]
+            inner, args_of_inner = self._over_range(tensor, args[0], args[2])
+            args = inner, args[1], args_of_inner, *args[3:]
         elif function in _DENSE:
-            args = self._over_range(tensor, args)
+            function, args = self._over_range(tensor, function, args)
         return function, args, *rest
 
-    def _over_range(self, tensor: torch.Tensor, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return *self._place_of(tensor, tensor.dtype), *args[2:]
+    def _over_range(
+        self, tensor: torch.Tensor, function: Any, args: tuple[Any, ...]
+    ) -> tuple[Any, tuple[Any, ...]]:
+        place = self._place_of(tensor, tensor.dtype)
+        if function is _rebuild_tensor_v3 and tensor.requires_grad:
+            return _rebuild_tensor_v2, (*place, *args[2:6], *args[7:])  # all but the dtype
+        return function, (*place, *args[2:])
 
     def _place_of(self, tensor: torch.Tensor, dtype: torch.dtype) -> tuple[Call, int]:
         """The typed storage that a tensor stands on, and its offset there in elements."""
@@ -219,21 +228,27 @@ class Storages:
         self._region.lessons = lessons
 
     def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
-        size = high - low
+        size, device = high - low, storage.device
         if not size:
-            return Range(storage, low, Call((UntypedStorage, (0,))))
-        device = storage.device
-        if device.type == "cpu":
-            address = storage.data_ptr()
-            self._placed.add(storage, address, storage.nbytes())
-            foreign = not storage.resizable()
-            offset = self._region.place(storage, address + low, size, foreign=foreign)
+            made = Call((UntypedStorage, (0,)))
         else:
-            offset = self._region.place(DeviceBytes(storage, low, high), 0, size)
-        made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
+            offset = self._place_bytes(storage, low, size)
+            made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
         if device.type == "cuda":  # of other devices come back on the host
             made = Call((_StorageBase.cuda, (made, device.index)))
         return Range(storage, low, made)
+
+    def _place_bytes(self, storage: UntypedStorage, low: int, size: int) -> int:
+        if storage.device.type == "meta":
+            raise RefusedObjectError(
+                "a storage of the device meta has no bytes", "save tensors of it, or none"
+            )
+        if storage.device.type != "cpu":
+            return self._region.place(DeviceBytes(storage, low, low + size), 0, size)
+        address = storage.data_ptr()
+        self._placed.add(storage, address, storage.nbytes())
+        foreign = not storage.resizable()
+        return self._region.place(storage, address + low, size, foreign=foreign)
 
 
 class Placed:
@@ -271,7 +286,11 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
     storages: Storages = region.shared
     if issubclass(cls, torch.Tensor) and cls not in (torch.Tensor, Parameter):
         own = cls.__reduce_ex__ is not torch.Tensor.__reduce_ex__
-        return None if own else storages.reduce_as_torch
+        reduce = region.reduce_own if own else storages.reduce_as_torch
+        check = check_for(cls, region.sharded)
+        if check is None:
+            return None if own else reduce
+        return lambda tensor: (check(tensor), reduce(tensor))[1]
     return {
         torch.Tensor: storages.reduce_tensor,
         Parameter: storages.reduce_parameter,
@@ -341,8 +360,29 @@ def make_storage(
     data: Any, order: str, size: int, offset: int, dtype: torch.dtype, *, map_location: Any = None
 ) -> Any:
     """What a genesis reader has in memo slot 1: a storage over the data region itself."""
+    if detect_fake_mode(None):
+        return _fake_storage(size, "cpu", map_location)
     storage = torch.frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
     return storage if map_location is None else _relocate(storage, "cpu", map_location)
+
+
+def empty_storage(size: int = 0, *, map_location: Any = None) -> UntypedStorage:
+    """What stands for a storage without bytes."""
+    if detect_fake_mode(None):
+        return _fake_storage(size, "cpu", map_location)
+    storage = UntypedStorage(size)  # type: ignore[no-untyped-call]
+    return storage if map_location is None else _relocate(storage, "cpu", map_location)
+
+
+def _fake_storage(size: int, location: str, map_location: Any) -> UntypedStorage:
+    """A storage without memory, for the fake tensors that a load gives in a `FakeTensorMode`. As
+    `torch.load` has it, a function as `map_location` is not asked."""
+    if isinstance(map_location, dict):
+        map_location = map_location.get(location)
+    where = location if map_location is None or callable(map_location) else map_location
+    storage = UntypedStorage(size, device="meta")  # type: ignore[no-untyped-call]
+    storage._fake_device = torch.device(where)
+    return storage
 
 
 def constructor(module: str, name: str, map_location: Any) -> Any:
@@ -358,7 +398,10 @@ def constructor(module: str, name: str, map_location: Any) -> Any:
         return lambda storage, index: _to_cuda(storage, index, map_location)
     if (module, name) == (_StorageBase.__module__, "_load_from_bytes"):
         return lambda content: _load_from_bytes(content, map_location)
-    return None if detect_fake_mode(None) else _OURS.get((module, name))
+    fake = detect_fake_mode(None) is not None
+    if name == "UntypedStorage" and (fake or map_location is not None):
+        return partial(empty_storage, map_location=map_location)
+    return None if fake else _OURS.get((module, name))
 
 
 def _check_dtype(name: str) -> None:
@@ -413,6 +456,8 @@ _OURS: dict[tuple[str, str], Any] = {
 
 
 def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
+    if detect_fake_mode(None):
+        return _fake_storage(storage.nbytes(), f"cuda:{index}", map_location)
     if map_location is not None:
         return _relocate(storage, f"cuda:{index}", map_location)
     if not torch.cuda.is_available():

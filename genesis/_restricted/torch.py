@@ -97,7 +97,9 @@ def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
 @builds("torch UntypedStorage", "torch.storage UntypedStorage")
 def _empty_storage(site: Site, size: object) -> object:
     require(type(size) is int and size == 0, "a storage without data is not empty")
-    return _torch().UntypedStorage(0)
+    from .._frameworks.torch import empty_storage
+
+    return empty_storage(map_location=site.map_location)
 
 
 @builds(CUDA)
@@ -220,7 +222,8 @@ def _meta_tensor(site: Site, dtype: Any, size: Any, stride: Any, requires_grad: 
 
 @builds("torch._utils _rebuild_parameter")
 def _parameter(site: Site, data: Any, requires_grad: object, hooks: object) -> object:
-    require(type(data) is _torch().Tensor, f"{brief(data)} in a Parameter")
+    kinds = _torch().Tensor, _torch()._subclasses.FakeTensor
+    require(type(data) in kinds, f"{brief(data)} in a Parameter")
     return _torch()._utils._rebuild_parameter(data, flag(requires_grad), _hooks(hooks))
 
 
