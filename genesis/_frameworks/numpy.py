@@ -30,7 +30,7 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
     if cls is np.ndarray or cls is np.memmap:
         return partial(reduce_array, region)
     if issubclass(cls, np.ndarray):
-        return reduce_as_numpy
+        return partial(reduce_as_numpy, region)
     return reduce_dtype if issubclass(cls, np.dtype) else None
 
 
@@ -38,7 +38,7 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
     """Place the array's bytes; rebuild it as a view of the data region."""
     dtype = array.dtype
     if dtype.hasobject:
-        return reduce_as_numpy(array)
+        return reduce_as_numpy(region, array)
     if not array.size or not dtype.itemsize:
         return np.ndarray, (array.shape, dtype)
     source: Any
@@ -83,12 +83,12 @@ class Placed:
 _nbytes: Callable[[Any], int] = attrgetter("nbytes")
 
 
-def reduce_as_numpy(array: np.ndarray[Any, Any]) -> Any:
+def reduce_as_numpy(region: DataRegion, array: np.ndarray[Any, Any]) -> Any:
     """NumPy's or the subclass's own reduction, which reads the memory without asking."""
     for each in (array, getattr(array, "_mask", None)):
         if isinstance(each, np.ndarray):
             is_foreign(each)
-    return array.__reduce_ex__(5)
+    return region.reduce_own(array)
 
 
 def is_foreign(array: np.ndarray[Any, Any]) -> bool:
