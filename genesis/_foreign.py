@@ -9,14 +9,13 @@ from __future__ import annotations
 import pickle
 import pickletools
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
-from . import _fs, _pickling, _whereabouts
+from . import _fs, _kinds, _pickling, _whereabouts
 from ._errors import NotACheckpointError, RebuildError
 from ._restricted.form import end_of_pickle
 from ._restricted.machine import MalformedError
 
-_ZIP = b"PK\x03\x04"
 _OF_DISORDER = pickle.UnpicklingError, EOFError, IndexError
 """What the unpickler itself raises, where opcodes follow each other that cannot."""
 
@@ -49,30 +48,47 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
 
 def read_pickle(path: str, fd: int) -> bytes:
     """The bytes of an open file that is one whole pickle. Raises as `load_pickle`."""
-    _check_start(path, _fs.read(fd, len(_ZIP), 0))
-    _check_form(path, fd)
-    return _fs.read(fd, _fs.size(fd), 0)
-
-
-def _check_start(path: str, start: bytes) -> None:
-    """Refuse most files of other kinds before they are read to the end, however large they are."""
-    if not start:
+    size = _fs.size(fd)
+    if not size:
         raise NotACheckpointError(path, "the file is empty", 0)
-    if start == _ZIP:
-        hint = "load it with torch.load, then save the result with genesis.save"
-        raise NotACheckpointError(path, "a zip archive, as torch.save writes it", 0, hint)
+    start = refuse_other_kinds(path, fd)
     if start[0] not in _OPCODES:
         raise NotACheckpointError(path, f"not a pickle (it begins with {start[:1]!r})", 0)
+    _check_form(path, fd, start)
+    return _fs.read(fd, size, 0)
 
 
-def _check_form(path: str, fd: int) -> None:
+def refuse_other_kinds(path: str, fd: int) -> bytes:
+    """Refuse files of other programs by name, before they are read to the end; return how any
+    other file begins."""
+    size = _fs.size(fd)
+    start = _fs.read(fd, _kinds.LOOKED_AT, 0)
+    end = _fs.read(fd, _kinds.LOOKED_AT, max(size - _kinds.LOOKED_AT, 0))
+    if kind := _kinds.of_file(start, end, size):
+        raise NotACheckpointError(path, kind.problem, 0, kind.hint)
+    return start
+
+
+def refuse_folder(path: str) -> NoReturn:
+    """Refuse a folder, by name where it is another program's checkpoint."""
+    kind = _kinds.of_folder(_fs.names(path))
+    raise NotACheckpointError(path, kind.problem, hint=kind.hint)
+
+
+def _check_form(path: str, fd: int, start: bytes) -> None:
     size = _fs.size(fd)
     try:
         end = end_of_pickle(partial(_fs.read, fd), size)
     except MalformedError as exc:
         problem, position = exc.args
-        raise NotACheckpointError(path, f"not a pickle ({problem})", position) from exc
+        raise _no_pickle(path, f"not a pickle ({problem})", position, start) from exc
     if end != size:
-        raise NotACheckpointError(
-            path, f"{size - end:,} more bytes follow the end of the pickle", end
-        )
+        problem = f"{size - end:,} more bytes follow the end of the pickle"
+        raise _no_pickle(path, problem, end, start)
+
+
+def _no_pickle(path: str, problem: str, position: int, start: bytes) -> NotACheckpointError:
+    kind = _kinds.of_failed_pickle(start)
+    if kind is None:
+        return NotACheckpointError(path, problem, position)
+    return NotACheckpointError(path, kind.problem, 0, kind.hint)

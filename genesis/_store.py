@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,7 +29,7 @@ from ._errors import (
     UnpicklableStateError,
     UnsafeLoadError,
 )
-from ._foreign import load_pickle, read_pickle
+from ._foreign import load_pickle, read_pickle, refuse_folder, refuse_other_kinds
 from ._interrupts import Doubled
 from ._memory import Filler, private_memory
 from ._options import Sharded
@@ -370,7 +370,7 @@ def _recovered(state: Any, what: str) -> Any:
 def _load_one(
     path: str, *, verify: bool | None, mmap: bool, weights_only: bool, map_location: Any
 ) -> Any:
-    with _fs.reading(path) as fd:
+    with _reading(path) as fd:
         try:
             opened = open_file(path, fd)
         except NotACheckpointError:
@@ -398,6 +398,18 @@ def _load_one(
         base_offset=opened.footer.skeleton_offset,
         map_location=map_location,
     )
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[int]:
+    """`_fs.reading`, with an error for a folder that says what it is a checkpoint of."""
+    try:
+        with _fs.reading(path) as fd:
+            yield fd
+    except IsADirectoryError as exc:
+        if exc.filename != path:
+            raise
+        refuse_folder(path)
 
 
 def open_file(path: str, fd: int) -> Opened:
@@ -493,7 +505,7 @@ def outline(path: str) -> Any:
     """
     from . import _restricted
 
-    with _fs.reading(path) as fd:
+    with _reading(path) as fd:
         try:
             opened, skeleton = verify(path, fd)
         except NotACheckpointError:
@@ -509,8 +521,13 @@ def outline(path: str) -> Any:
 def metadata(path: str) -> dict[str, Any]:
     """What a save was given as metadata; of the file only header, footer and index are read. Raises
     as `verify`."""
-    with _fs.reading(path) as fd:
-        return open_file(path, fd).index.metadata
+    with _reading(path) as fd:
+        try:
+            return open_file(path, fd).index.metadata
+        except NotACheckpointError as exc:
+            refuse_other_kinds(path, fd)
+            hint = "only genesis.save stores metadata; genesis.load reads plain pickles too"
+            raise NotACheckpointError(path, exc.problem, 0, hint) from None
 
 
 def order_of(path: str, fd: int) -> int:
@@ -544,13 +561,13 @@ def holds_something(path: str, part: str | None = None) -> bool:
 
 def _is_blank(path: str) -> bool:
     """Whether a file has no bytes at all, as one that was made to reserve its name."""
-    with _fs.reading(path) as fd:
+    with _reading(path) as fd:
         return _fs.size(fd) == 0
 
 
 def _has_arrays(path: str) -> bool:
     """Whether a file that genesis wrote holds bytes of any array. Reads its ends only."""
-    with _fs.reading(path) as fd, suppress(NotACheckpointError):
+    with _reading(path) as fd, suppress(NotACheckpointError):
         return open_file(path, fd).data_size > 0
     return False
 
@@ -564,7 +581,7 @@ def _is_more(held: Any, part: str | None) -> bool:
 def is_sound(path: str) -> bool:
     """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
     try:
-        with _fs.reading(path) as fd:
+        with _reading(path) as fd:
             _check_any(path, fd)
     except (OSError, CorruptCheckpointError):
         return False
