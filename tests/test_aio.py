@@ -327,8 +327,10 @@ async def test_the_loop_goes_on_while_a_save_waits_for_the_disk(path: Path) -> N
         async with anyio.create_task_group() as group:
             group.start_soon(aio.save, {"n": 1}, path)
             group.start_soon(aio.save, {"n": 2}, path)
-            group.start_soon(aio.load, path)
             group.start_soon(ticker.run)
+            while ticker.count < 1000:
+                await anyio.lowlevel.checkpoint()
+            group.start_soon(aio.load, path)  # trio starts tasks in any order; not before the saves
             while ticker.count < 2000:
                 await anyio.lowlevel.checkpoint()
             assert not path.exists()

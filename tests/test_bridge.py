@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib.metadata
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -147,7 +148,13 @@ print(genesis.load(folder / "f"))
     assert output == "{'n': 3}\n"
 
 
-@pytest.mark.parametrize("missing", ["trio", "sniffio"])
+NEEDED = importlib.metadata.requires("anyio") or []
+"""What the anyio that is installed needs itself: before 4.12 that is sniffio."""
+
+
+@pytest.mark.parametrize(
+    "missing", ["trio", *(name for name in ["sniffio"] if not any(name in n for n in NEEDED))]
+)
 def test_asyncio_needs_nothing_of_trio(tmp_path: Path, missing: str) -> None:
     script = """
 import asyncio, sys
