@@ -427,16 +427,14 @@ def _sound_new(meta: Any) -> Any:
     for base in meta.__mro__:
         if base in _SOUND:
             return base.__new__
-        if (
-            is_of_main(base)
-            or place_of(base) is None
-            or not {"__new__", "__init__"} & {*vars(base)}
-        ):
-            continue
-        return None
+        ours = is_of_main(base) or place_of(base) is None
+        if not ours and any(isinstance(vars(base).get(name), _PYTHON) for name in _MAKERS):
+            return None
     return None
 
 
+_MAKERS = "__new__", "__init__"
+_PYTHON = types.FunctionType, staticmethod
 _SOUND = {type, abc.ABCMeta, type(typing.Protocol)}
 
 
