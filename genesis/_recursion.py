@@ -23,17 +23,18 @@ _before = 0
 def recursion_limit(least: int) -> Iterator[None]:
     """Raise the limit to `least`, for all threads, until the last of such calls has ended."""
     global _calls, _before
-    with _lock:
-        if not _calls:
-            _before = sys.getrecursionlimit()
-        _calls += 1
-        sys.setrecursionlimit(max(least, sys.getrecursionlimit()))
+    counted = False
     try:
+        with _lock:
+            if not _calls:
+                _before = sys.getrecursionlimit()
+            _calls, counted = _calls + 1, True
+            sys.setrecursionlimit(max(least, sys.getrecursionlimit()))
         yield
     finally:
         with _lock:
-            _calls -= 1
-            if not _calls:
+            _calls -= counted
+            if not _calls and counted:
                 sys.setrecursionlimit(_before)
 
 
