@@ -81,6 +81,13 @@ def address_of(memory: mmap.mmap) -> int:
     return ctypes.addressof(ctypes.c_char.from_buffer(memory))
 
 
+def discard(address: int, size: int) -> None:
+    """Give whole pages of private memory back to the system, as far as it takes them. They stay
+    mapped, and read as zeros."""
+    if sys.platform == "linux":
+        _madvise(address, size, mmap.MADV_DONTNEED)
+
+
 # ----------------------------------------------------------------------------- many small copies
 
 _ZEROS = ctypes.create_string_buffer(ALIGNMENT)

@@ -55,7 +55,7 @@ def dump(make: Make, state: object, region: DataRegion) -> Skeleton:
     pickler.memo = memo
     pickler.dump(state)
     region.close()
-    return skeleton.behind(opcodes)
+    return skeleton.behind(_frameworks.preamble(region) + opcodes)
 
 
 _reduction_of_call = attrgetter("reduction")

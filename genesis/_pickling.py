@@ -24,6 +24,7 @@ from ._picklers import Make, Reducers, Skeleton, by_dill, by_names, by_value, du
 from ._plan import DataRegion, Plan, RefusedObjectError
 from ._proof import problem_of
 from ._recursion import has_stack, recursion_limit
+from ._region import Region
 
 _DEEP = 10_000
 """Recursion limit of the C pickler for what is nested deeply: three levels of it are one of an
@@ -215,35 +216,93 @@ def _is_of_a_change(error: Exception) -> bool:
 
 
 def loads(
-    skeleton: bytes,
-    data: Any,
+    skeleton: bytes | memoryview,
+    region: Region,
     *,
     pickler: str,
     path: str,
     base_offset: int,
     map_location: Any = None,
+    let_go: LetGo | None = None,
 ) -> Any:
     """Unpickle a skeleton over its data region.
 
     Args:
         skeleton: the pickle.
-        data: the data region, a writable buffer; arrays become views of it.
+        region: the data region; arrays become parts of it, or copies.
         pickler: ``"pickle"`` or ``"dill"``, as the index says.
         path, base_offset: the file and the skeleton's offset in it, for the error.
         map_location: where tensors go, as `torch.load` takes it.
+        let_go: called as the skeleton is read, with the offsets of bytes that are not needed any
+            more: objects made of them would else take the same memory again.
 
     Raises:
         RebuildError: an object cannot be built.
     """
+    source = _Source(let_go)
     unpickler = _unpickler(pickler)(
-        io.BytesIO(_PRIMER + skeleton), buffers=[data, _storage_maker(map_location)]
+        io.BufferedReader(source, _READ_AHEAD),
+        buffers=[region.rest(), _storage_maker(region, map_location)],
     )
     unpickler.map_location = map_location
+    unpickler.region = region if _begins(skeleton, _frameworks.ARRAYS) else None
     pause = CollectorPaused()
     with pause, pause:
         unpickler.load()
+        source.turn_to(memoryview(skeleton), eager=len(skeleton) > _whereabouts.MAX_SIZE)
         with _building(unpickler, skeleton, path, base_offset):
-            return unpickler.load()
+            state = unpickler.load()
+    source.forget()
+    return state
+
+
+def keeps_arrays_apart(skeleton: bytes | memoryview) -> bool:
+    """Whether its writer promises that no two arrays share a byte of the data region."""
+    return any(_begins(skeleton, preamble) for preamble in _frameworks.PREAMBLES)
+
+
+def _begins(skeleton: bytes | memoryview, opcodes: bytes) -> bool:
+    return skeleton[: len(opcodes)] == opcodes
+
+
+LetGo = Callable[[int, int], None]
+
+_READ_AHEAD = 8 << 10
+"""Bytes. The C unpickler copies all of what is read ahead again, once or twice a frame."""
+
+_STEP = 4 << 20
+"""Bytes that are read before they are let go of."""
+
+
+class _Source(io.RawIOBase):
+    """The primer and then a skeleton in memory, as the file of an unpickler. Large objects are read
+    into memory of their own at once, and nothing is held that was read long ago."""
+
+    def __init__(self, let_go: LetGo | None) -> None:
+        self._let_go = let_go
+        self.turn_to(memoryview(_PRIMER), eager=False)
+
+    def turn_to(self, view: memoryview, *, eager: bool) -> None:
+        self._view = view
+        self._eager = eager
+        self._read = self._gone = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, target: Any) -> int:
+        low = self._read
+        self._read = high = min(low + min(len(target), _STEP), len(self._view))
+        target[: high - low] = self._view[low:high]
+        if self._eager and high - self._gone >= _STEP:
+            self.forget()
+        return high - low
+
+    def forget(self) -> None:
+        """Let go of what was read."""
+        if self._let_go is not None:
+            self._let_go(self._gone, self._read)
+        self._gone = self._read
 
 
 def _unpickler(pickler: str) -> Any:
@@ -255,6 +314,8 @@ def _unpickler(pickler: str) -> Any:
 
     class Unpickler(base):  # type: ignore[misc]
         map_location: Any = None
+        region: Region | None = None
+        """Where the arrays are that memo slot 2 makes, the first global of a skeleton."""
 
         def find_class(self, module: str, name: str, /) -> Any:
             if stand_in := _outside.constructor(module, name) or constructor(module, name):
@@ -270,6 +331,9 @@ def _unpickler(pickler: str) -> Any:
             elif root == "numpy":
                 from ._frameworks import numpy
 
+                if self.region is not None and (module, name) == ("numpy", "ndarray"):
+                    region, self.region = self.region, None
+                    return numpy.maker(region)
                 module = numpy.here(module)
             elif root == "jax":
                 from ._frameworks import jax
@@ -281,11 +345,19 @@ def _unpickler(pickler: str) -> Any:
     return Unpickler
 
 
-def _storage_maker(map_location: Any) -> Callable[..., Any]:
-    def make_storage(*args: Any) -> Any:
-        from ._frameworks import torch
+def _storage_maker(region: Region, map_location: Any) -> Callable[..., Any]:
+    """A tensor and a raw storage may name the same bytes: these get one storage."""
+    make: Any = None
+    made: dict[tuple[int, int], Any] = {}
 
-        return torch.make_storage(*args, map_location=map_location)
+    def make_storage(_data: object, _order: object, size: int, offset: int, dtype: Any) -> Any:
+        nonlocal make
+        if make is None:
+            from ._frameworks.torch import make_storage as make
+        place = offset, size
+        if place not in made:
+            made[place] = make(region, size, offset, dtype, map_location)
+        return made[place]
 
     return make_storage
 

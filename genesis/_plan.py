@@ -56,6 +56,17 @@ class DataToken:
 DATA = DataToken()
 
 
+class ArrayToken:
+    """Stands for `numpy.ndarray` in a pickle where it is called, and is memo slot 2 there: so a
+    reader can tell such calls from the class as a value."""
+
+    def __call__(self) -> None:  # pickle asks that what is called can be
+        raise TypeError("stands for numpy.ndarray in a pickle")
+
+
+NDARRAY = ArrayToken()
+
+
 class Call:
     """Pickled as a call: what it stands for is built by the reader."""
 
@@ -146,6 +157,8 @@ class DataRegion:
         """Called once, when all is placed."""
         self.checks: list[Check] = []
         """Called then too, and again before a copy that comes late."""
+        self.has_arrays = False
+        """Whether `NDARRAY` is called."""
 
     def place(
         self, owner: Any, address: int, size: int, *, frozen: bool = False, foreign: bool = False

@@ -35,6 +35,7 @@ from ._memory import Filler, private_memory
 from ._options import Sharded
 from ._plan import SMALL, Piece, Plan, RefusedObjectError
 from ._public import level_of_caller
+from ._region import ApartRegion, Region
 from ._version import __version__
 
 _WINDOW = 2 * _format.CHUNK_SIZE
@@ -376,15 +377,16 @@ def _load_one(
         except NotACheckpointError:
             return load_pickle(path, fd, weights_only=weights_only, map_location=map_location)
         if mmap:
-            stream = _mapped(opened, verify=bool(verify))
+            memory = _mapped(opened, verify=bool(verify))
         else:
-            stream = _copied(opened, verify=verify is not False)
-    data, skeleton = _split(opened, stream)
+            memory = _copied(opened, verify=verify is not False)
+    data, skeleton, let_go = _split(opened, memory, mapped=mmap)
+    del memory  # or the state would be let go of as a whole, while it is built
     if weights_only:
         from . import _restricted
 
         return _restricted.load(
-            skeleton,
+            bytes(skeleton),
             data=data,
             path=path,
             base_offset=opened.footer.skeleton_offset,
@@ -397,6 +399,7 @@ def _load_one(
         path=path,
         base_offset=opened.footer.skeleton_offset,
         map_location=map_location,
+        let_go=let_go,
     )
 
 
@@ -430,7 +433,7 @@ def open_file(path: str, fd: int) -> Opened:
     return Opened(path, fd, footer, digests, index, _format.data_size(path, start, footer))
 
 
-def _copied(opened: Opened, *, verify: bool) -> memoryview:
+def _copied(opened: Opened, *, verify: bool) -> _mmap.mmap:
     """The stream in fresh memory, read and verified on as many threads as it pays."""
     size = opened.footer.stream_size
     memory = private_memory(size)
@@ -447,14 +450,15 @@ def _copied(opened: Opened, *, verify: bool) -> memoryview:
                 opened.check(number, data)
 
         _crew.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
-    return stream
+    return memory
 
 
-def _mapped(opened: Opened, *, verify: bool) -> memoryview:
+def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
     """The stream as a private mapping of the file: pages come when they are touched, and writing
     to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
     footer = opened.footer
-    stream = memoryview(_mmap.mmap(opened.fd, footer.stream_size, access=_mmap.ACCESS_COPY))
+    memory = _mmap.mmap(opened.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
+    stream = memoryview(memory)
     end_of_data = _format.HEADER_SIZE + opened.data_size
     first = 0 if verify else end_of_data // footer.chunk_size
 
@@ -464,15 +468,22 @@ def _mapped(opened: Opened, *, verify: bool) -> memoryview:
 
     size = footer.stream_size if verify else 0
     _crew.run_all((partial(check, number) for number in range(first, opened.chunks)), size=size)
-    return stream
+    return memory
 
 
-def _split(opened: Opened, view: memoryview) -> tuple[memoryview, bytes]:
-    """The data region and the skeleton of a stream; header and prologue are checked."""
-    end = _format.HEADER_SIZE + opened.data_size
-    start, between = bytes(view[:64]), bytes(view[end : opened.footer.skeleton_offset])
-    _format.check_header(opened.path, start, between, opened.footer)
-    return view[_format.HEADER_SIZE : end], bytes(view[opened.footer.skeleton_offset :])
+def _split(
+    opened: Opened, memory: _mmap.mmap, *, mapped: bool
+) -> tuple[Region, memoryview, _pickling.LetGo | None]:
+    """The data region and the skeleton of a stream, and how to let go of parts of the latter;
+    header and prologue are checked."""
+    view = memoryview(memory)
+    start, end = opened.footer.skeleton_offset, _format.HEADER_SIZE + opened.data_size
+    head, between = bytes(view[: _format.HEADER_SIZE]), bytes(view[end:start])
+    _format.check_header(opened.path, head, between, opened.footer)
+    if mapped or not _pickling.keeps_arrays_apart(view[start:]):
+        return Region(view[_format.HEADER_SIZE : end]), view[start:], None
+    region = ApartRegion(memory, _format.HEADER_SIZE, opened.data_size)
+    return region, view[start:], lambda low, high: region.discard(start + low, start + high)
 
 
 def verify(path: str, fd: int) -> tuple[Opened, bytes]:

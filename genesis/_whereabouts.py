@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-_MAX_SIZE = 64 << 20
-"""Bytes of the pickles that are looked at: the search takes some hundred bytes for each object."""
+MAX_SIZE = 16 << 20
+"""Bytes of the pickles that are looked at: the search takes some hundred bytes for each object, and
+of a larger pickle, what was read is gone by then."""
 
 _MAX_STEPS = 40
 
@@ -52,7 +53,7 @@ def find(skeleton: Any, memo_size: int, memo_before: int, error: BaseException) 
         memo_size: how many entries the unpickler's memo had by then.
         memo_before: how many it had when the pickle began.
     """
-    if len(skeleton) > _MAX_SIZE:
+    if len(skeleton) > MAX_SIZE:
         return Whereabouts()
     machine = _Machine(memo_before)
     events: list[tuple[str, Node, int]] = []

@@ -47,8 +47,8 @@ def facts():
             "maps": maps, "threads": threading.active_count(), "objects": len(gc.get_objects())}
 def state(size, parts=8):
     return {f"x{n}": np.full(size // parts, n, np.uint8) for n in range(parts)}
-genesis.save(state(MB), path)
-genesis.load(path)
+genesis.save(state(MB), path + ".first")
+genesis.load(path + ".first")
 """
 
 
@@ -106,6 +106,98 @@ def test_a_mapped_load_reads_nothing_that_is_not_touched(tmp_path: Path) -> None
     )
     source = PEAK.replace("{save}", load)
     assert measure(source, tmp_path / "f", 400 * MB, "torch") <= 48 * MB
+
+
+KEEP = """
+size = int(sys.argv[2])
+def make():
+    made = {name: state(size // 2, 40) for name in ("model", "optimizer")}
+    made["step"] = np.ones(3, "f4")
+    if sys.argv[3] == "torch":
+        import torch
+        for part in (made["model"], made["optimizer"]):
+            part.update({name: torch.from_numpy(array) for name, array in part.items()})
+        made["step"] = torch.ones(3)
+    return made
+genesis.save(make(), path)
+genesis.load(path, weights_only=eval(sys.argv[4]))
+before = mark()
+loaded = genesis.load(path, weights_only=eval(sys.argv[4]))
+whole = mark() - before
+{keep}
+print(json.dumps([whole, mark() - before]))
+"""
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+@pytest.mark.parametrize("kind", ["NumPy", "torch"])
+@pytest.mark.parametrize(
+    ("keep", "share"),
+    [
+        ("loaded = loaded['step']", 0),
+        ("loaded = loaded['model']", 1 / 2),
+        ("del loaded['model']['x7']", 79 / 80),
+        ("loaded = [*loaded['model'].values()][::2]", 1 / 4),
+    ],
+    ids=["a scalar", "a half", "all but one", "a quarter"],
+)
+def test_what_is_kept_of_a_load_keeps_nothing_else(
+    tmp_path: Path, kind: str, keep: str, share: float, weights_only: bool
+) -> None:
+    size = 80 * MB
+    source = KEEP.replace("{keep}", keep)
+    whole, kept = measure(source, tmp_path / "f", size, kind, weights_only)
+    assert size <= whole <= size + 8 * MB
+    assert kept <= share * size + 8 * MB
+
+
+def test_small_tensors_have_memory_of_their_own(tmp_path: Path) -> None:
+    make = """
+import torch
+genesis.save([torch.full((10_000,), float(number)) for number in range(2000)], path)
+print(0)
+"""
+    source = """
+import torch
+before = mark()
+kept = [genesis.load(path)[number] for number in range(8)]
+print(status("VmHWM") - before)
+"""
+    measure(make, tmp_path / "f")
+    # Once the size, and not twice: pages are given back as they are copied. The C library keeps
+    # what is freed for the next load.
+    assert measure(source, tmp_path / "f") <= 160 * MB
+
+
+LOAD = """
+import pickle
+def frames(): return [os.urandom(4000) for _ in range(50_000)]
+def text(): return ["%07d" % n * 143 for n in range(200_000)]
+def large(): return {n: os.urandom(100 * MB) for n in range(2)}
+def masked(): return [np.ma.masked_array(np.full(25 * MB, n, "u1"), False) for n in range(4)]
+def matrix():
+    import warnings
+    warnings.simplefilter("ignore")
+    return [np.matrix(np.full((5, 5 * MB), n, "u1")) for n in range(8)]
+if sys.argv[3] == "make":
+    made = globals()[sys.argv[2]]()
+    with open(path + ".pickle", "wb") as file:
+        pickle.dump(made, file, 5)
+    genesis.save({"x": made}, path)
+def with_pickle():
+    with open(path + ".pickle", "rb") as file:
+        return pickle.load(file)
+before = mark()
+loaded = with_pickle() if sys.argv[3] == "pickle" else genesis.load(path)
+print(status("VmHWM") - before)
+"""
+
+
+@pytest.mark.parametrize("what", ["frames", "text", "large", "masked", "matrix"])
+def test_a_load_takes_little_more_memory_than_pickles(tmp_path: Path, what: str) -> None:
+    ways = "make", "pickle", "genesis"
+    _, theirs, ours = (measure(LOAD, tmp_path / "f", what, way) for way in ways)
+    assert ours <= 1.2 * theirs + 16 * MB
 
 
 FLAT = """

@@ -12,7 +12,7 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from .._plan import DATA, DataRegion
+from .._plan import DATA, NDARRAY, DataRegion
 
 Reducer = Callable[[Any], Any]
 """Takes an object; returns what `object.__reduce__` may return."""
@@ -65,17 +65,34 @@ def load_those_in_use() -> None:
 
 
 def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[int, Any]]]:
-    """What a skeleton of `state` may begin with: opcodes and the memo that they leave.
-
-    Their arrays are placed in `region`. The memo has the two slots of the format at least.
-    """
+    """What stands in a skeleton of `state` behind its preamble: opcodes, and the memo that they
+    leave. Their arrays are placed in `region`."""
     if "torch" not in sys.modules or is_another("torch"):
-        nothing = object()
-        return b"", {id(DATA): (0, DATA), id(nothing): (1, nothing)}
+        return b"", _memo(object())
     torch = import_module(f"{__name__}.torch")
     # Not in a second layout: what was wrong with the first may be what the ledger left out.
     found = region.hints is None and import_module(f"{__name__}.torch_ledger").ledger_for(state)
     if found:
         ledger, members = found
         return ledger.opcodes, ledger.open(members, region)
-    return b"", {id(DATA): (0, DATA), id(torch.FROM_BUFFER): (1, torch.FROM_BUFFER)}
+    return b"", _memo(torch.FROM_BUFFER)
+
+
+def _memo(from_buffer: object) -> dict[int, tuple[int, Any]]:
+    slots = DATA, from_buffer, NDARRAY
+    return {id(slot): (number, slot) for number, slot in enumerate(slots)}
+
+
+def preamble(region: DataRegion) -> bytes:
+    """The opcodes that a skeleton begins with. They fill memo slot 2, which `NDARRAY` has, and
+    tell a reader that no two arrays share a byte: that of a `DataRegion` is so."""
+    return ARRAYS if region.has_arrays else _NO_ARRAYS
+
+
+ARRAYS = b"\x80\x05\x8c\x05numpy\x8c\x07ndarray\x93\x940"
+"""PROTO 5, the global ``numpy.ndarray``, MEMOIZE, POP. No pickler writes it like this."""
+
+_NO_ARRAYS = b"\x80\x05N\x940"
+"""PROTO 5, NONE, MEMOIZE, POP."""
+
+PREAMBLES = ARRAYS, _NO_ARRAYS

@@ -10,13 +10,14 @@ import mmap
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
+from math import prod
 from operator import attrgetter, mul
 from typing import Any
 
 import numpy as np
 
 from .._memory import PrivateMemory, all_readable
-from .._plan import DATA, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
+from .._plan import DATA, NDARRAY, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
 
 _Restrided: Any = type(np.lib.stride_tricks.as_strided(np.zeros(1)).base)
 """Private to NumPy: what `as_strided` puts between an array and its base."""
@@ -24,6 +25,11 @@ _VIEWS = np.ndarray, _Restrided
 """What has its memory from its base."""
 _FIXED = {bytes, PrivateMemory}
 """What never gives its memory up."""
+from .._region import Region
+
+_SHARED = 16 << 10
+"""Bytes from which on a loaded array can be freed by itself. To call Python for a smaller one costs
+more than all else about it, so these share what lies between the others."""
 
 
 def reducer_for(cls: type, region: DataRegion) -> Any:
@@ -55,7 +61,10 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
     region.arrays.add(array)
     frozen = frozen or _is_frozen(array)
     offset = region.place(source, address, array.nbytes, frozen=frozen, foreign=foreign)
-    return np.ndarray, (array.shape, dtype, DATA, offset, strides)
+    if array.nbytes < _SHARED:
+        return np.ndarray, (array.shape, dtype, DATA, offset, strides)
+    region.has_arrays = True
+    return NDARRAY, (array.shape, dtype, DATA, offset, strides)
 
 
 class Placed:
@@ -276,6 +285,24 @@ def _fields(dtype: np.dtype[Any]) -> dict[str, Any]:
     }
     titles = [field[2] if len(field) > 2 else None for field in fields]
     return record | {"titles": titles} if any(titles) else record
+
+
+def maker(region: Region) -> Any:
+    """What a genesis reader has in place of `numpy.ndarray` where that is called for an array in
+    the region: it lets a large array be freed without the others."""
+
+    def make_array(
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
+        rest: Any,
+        offset: int,
+        strides: tuple[int, ...] | None,
+    ) -> np.ndarray[Any, Any]:
+        size = prod(shape) * dtype.itemsize
+        data, low = region.part(offset, size) if size >= _SHARED else (rest, offset)
+        return np.ndarray(shape, dtype, data, low, strides)
+
+    return make_array
 
 
 _FIRST = np.__version__.startswith("1.")

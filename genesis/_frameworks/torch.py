@@ -32,6 +32,7 @@ from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
 from .._format import ALIGNMENT
 from .._plan import DATA, Call, DataRegion, RefusedObjectError
+from .._region import APART_FROM, Region
 from .torch_partial import check_for
 
 _UINT8 = torch.uint8
@@ -356,13 +357,30 @@ def _merged(spans: list[Span]) -> list[Span]:
     return merged
 
 
-def make_storage(
-    data: Any, order: str, size: int, offset: int, dtype: torch.dtype, *, map_location: Any = None
+def storage_maker() -> Callable[[Region, int, int, torch.dtype, Any], Any]:
+    """What makes the storages of a load; to look for a fake mode each time would take twice as
+    long."""
+    return _make_fake if detect_fake_mode(None) else _make_storage
+
+
+def _make_fake(
+    region: Region, size: int, offset: int, dtype: torch.dtype, map_location: Any
+) -> UntypedStorage:
+    return _fake_storage(size, "cpu", map_location)
+
+
+def _make_storage(
+    region: Region, size: int, offset: int, dtype: torch.dtype, map_location: Any
 ) -> Any:
-    """What a genesis reader has in memo slot 1: a storage over the data region itself."""
-    if detect_fake_mode(None):
-        return _fake_storage(size, "cpu", map_location)
-    storage = torch.frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
+    """What a genesis reader has in memo slot 1: a storage over its part of the data region, or
+    where it is small, a copy."""
+    storage: Any
+    if size < APART_FROM and region.copies:
+        storage = FROM_BUFFER(region.view, LITTLE, size, offset, dtype)
+        region.note_copy(offset, size)
+    else:
+        data, offset = region.part(offset, size)
+        storage = torch.frombuffer(data, dtype=dtype, count=size, offset=offset).untyped_storage()
     return storage if map_location is None else _relocate(storage, "cpu", map_location)
 
 

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import rebuild_typed_storage
 
 from .._format import HEADER_SIZE, align
 from .._memory import all_readable
-from .._plan import DATA, SMALL, DataRegion, SmallPieces, refuse_unreadable
+from .._plan import DATA, NDARRAY, SMALL, DataRegion, SmallPieces, refuse_unreadable
 from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Placed, Storages
 
 try:
@@ -329,10 +329,12 @@ def _write(looks: _Looks, sizes: list[int], offsets: list[int]) -> tuple[_Memo, 
         *((function, _global(function.__module__, function.__name__)) for function in _FUNCTIONS),
         *((dtype, _global(*str(dtype).split("."))) for dtype in {torch.uint8, *looks.dtypes}),
     ]
-    memo: _Memo = {id(DATA): (0, DATA), id(FROM_BUFFER): (1, FROM_BUFFER)}
+    memo: _Memo = {
+        id(slot): (number, slot) for number, slot in enumerate((DATA, FROM_BUFFER, NDARRAY))
+    }
     memo |= {id(named): (number, named) for number, (named, _) in enumerate(names, len(memo))}
     get = {named: b"h" + bytes([number]) for number, named in memo.values()}
-    parts = [b"\x80\x05", *(text + _KEEP for _, text in names)]
+    parts = [text + _KEEP for _, text in names]
     ends: dict[Any, tuple[bytes, bytes]] = {}
     for offset, size, *look in zip(offsets, sizes, *looks, strict=True):
         key = tuple(look)

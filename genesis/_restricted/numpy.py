@@ -107,9 +107,12 @@ def _ndarray(
     if region is None:
         require(not size, "an array has elements and no data")
         return _np().ndarray(sizes, dtype)
-    require(region is REGION and site.data is not None, "an array over memory of its own")
+    if region is not REGION or site.data is None:
+        raise RefusedError("an array over memory of its own")
     low, _ = array_range(sizes, dtype.itemsize, offset, strides, site.size)
-    return _np().ndarray(sizes, dtype, site.data, low, strides)
+    from .._frameworks.numpy import maker
+
+    return maker(site.data)(sizes, dtype, site.rest, low, strides)
 
 
 def _measured(site: Site, shape: object, dtype: Any) -> tuple[tuple[int, ...], int]:

@@ -14,6 +14,7 @@ from itertools import chain
 from math import prod
 from typing import Any, Final
 
+from .._region import Region
 from .machine import RefusedError
 
 MAX_INT: Final = 2**63 - 1
@@ -111,15 +112,18 @@ class Site:
     """One load: its data region and what may still be spent.
 
     Args:
-        data: the data region, ``None`` where there is none. Arrays become views of it.
+        data: the data region or a buffer of it, ``None`` where there is none.
         text_size: bytes of the skeleton.
         map_location: where tensors go.
     """
 
     def __init__(self, data: Any, text_size: int, map_location: Any) -> None:
-        self.data = data
-        self.size = 0 if data is None else memoryview(data).nbytes
+        self.data = data if data is None or isinstance(data, Region) else Region(data)
+        self.size = 0 if self.data is None else self.data.size
+        self.rest = None if self.data is None else self.data.rest()
         self.map_location = map_location
+        self.storages: dict[tuple[int, int], object] = {}
+        """By offset and size: those of the same bytes are one."""
         self.defaultdicts: list[defaultdict[Any, Any]] = []
         """Every one that was made. CPython frees a deep nest of them by recursion in C, which
         overflows the stack; while they stand here, none is freed."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import Any, Final
 
+from .._region import Region
 from .machine import RefusedError
 from .site import (
     CUDA,
@@ -74,15 +75,21 @@ def _torch() -> Any:
 def _storage(
     site: Site, region: object, order: object, size: object, offset: object, dtype: Any
 ) -> object:
-    require(region is REGION and site.data is not None, "a storage over memory of its own")
+    if region is not REGION or site.data is None:
+        raise RefusedError("a storage over memory of its own")
     require(order == "little" and dtype is _torch().uint8, "a storage of something but bytes")
     low, length = storage_range(offset, size, site.size)
     site.charge(length)
+    if (low, length) not in site.storages:
+        site.storages[low, length] = _storage_over(site.data, length, low, site.map_location)
+    return site.storages[low, length]
+
+
+def _storage_over(region: Region, size: int, offset: int, where: object) -> object:
     from .._frameworks.torch import make_storage
 
-    where = site.map_location
     try:
-        return make_storage(site.data, "little", length, low, dtype, map_location=where)
+        return make_storage(region, size, offset, _torch().uint8, where)
     except RuntimeError as exc:
         raise RefusedError(f"no storage at {where!r} ({exc})", hint=_ON_HOST) from exc
 
