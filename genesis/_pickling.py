@@ -318,31 +318,42 @@ def _unpickler(pickler: str) -> Any:
         """Where the arrays are that memo slot 2 makes, the first global of a skeleton."""
 
         def find_class(self, module: str, name: str, /) -> Any:
-            if stand_in := _outside.constructor(module, name) or constructor(module, name):
-                return stand_in
-            root = module.partition(".")[0]
-            if _frameworks.is_another(root):
-                return super().find_class(module, name)
-            if root == "torch":
-                from ._frameworks import torch
-
-                if found := torch.constructor(module, name, self.map_location):
-                    return found
-            elif root == "numpy":
+            if self.region is not None and (module, name) == ("numpy", "ndarray"):
                 from ._frameworks import numpy
 
-                if self.region is not None and (module, name) == ("numpy", "ndarray"):
-                    region, self.region = self.region, None
-                    return numpy.maker(region)
-                module = numpy.here(module)
-            elif root == "jax":
-                from ._frameworks import jax
-
-                if found := jax.constructor(module, name):
-                    return found
-            return super().find_class(module, name)
+                region, self.region = self.region, None
+                return numpy.maker(region)
+            if found := _constructor(module, name, self.map_location):
+                return found
+            return super().find_class(_module_here(module), name)
 
     return Unpickler
+
+
+def _constructor(module: str, name: str, map_location: Any) -> Any:
+    """What is called in place of a global, ``None`` where it is that itself."""
+    if stand_in := _outside.constructor(module, name) or constructor(module, name):
+        return stand_in
+    root = module.partition(".")[0]
+    if _frameworks.is_another(root):
+        return None
+    if root == "torch":
+        from ._frameworks import torch
+
+        return torch.constructor(module, name, map_location)
+    if root == "jax":
+        from ._frameworks import jax
+
+        return jax.constructor(module, name)
+    return None
+
+
+def _module_here(module: str) -> str:
+    if not module.startswith("numpy.") or _frameworks.is_another("numpy"):
+        return module
+    from ._frameworks import numpy
+
+    return numpy.here(module)
 
 
 def _storage_maker(region: Region, map_location: Any) -> Callable[..., Any]:

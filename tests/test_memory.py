@@ -164,9 +164,8 @@ kept = [genesis.load(path)[number] for number in range(8)]
 print(status("VmHWM") - before)
 """
     measure(make, tmp_path / "f")
-    # Once the size, and not twice: pages are given back as they are copied. The C library keeps
-    # what is freed for the next load.
-    assert measure(source, tmp_path / "f") <= 160 * MB
+    # Twice the size, not eight times: what is read, and what the C library keeps for the next.
+    assert measure(source, tmp_path / "f") <= 240 * MB
 
 
 LOAD = """

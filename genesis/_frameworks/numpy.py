@@ -18,6 +18,7 @@ import numpy as np
 
 from .._memory import PrivateMemory, all_readable
 from .._plan import DATA, NDARRAY, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
+from .._region import Region
 
 _Restrided: Any = type(np.lib.stride_tricks.as_strided(np.zeros(1)).base)
 """Private to NumPy: what `as_strided` puts between an array and its base."""
@@ -25,7 +26,7 @@ _VIEWS = np.ndarray, _Restrided
 """What has its memory from its base."""
 _FIXED = {bytes, PrivateMemory}
 """What never gives its memory up."""
-from .._region import Region
+
 
 _SHARED = 16 << 10
 """Bytes from which on a loaded array can be freed by itself. To call Python for a smaller one costs
