@@ -364,7 +364,9 @@ def _storage_maker(region: Region, map_location: Any) -> Callable[..., Any]:
     def make_storage(_data: object, _order: object, size: int, offset: int, dtype: Any) -> Any:
         nonlocal make
         if make is None:
-            from ._frameworks.torch import make_storage as make
+            from ._frameworks.torch import storage_maker
+
+            make = storage_maker()
         place = offset, size
         if place not in made:
             made[place] = make(region, size, offset, dtype, map_location)

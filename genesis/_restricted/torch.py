@@ -86,10 +86,10 @@ def _storage(
 
 
 def _storage_over(region: Region, size: int, offset: int, where: object) -> object:
-    from .._frameworks.torch import make_storage
+    from .._frameworks.torch import storage_maker
 
     try:
-        return make_storage(region, size, offset, _torch().uint8, where)
+        return storage_maker()(region, size, offset, _torch().uint8, where)
     except RuntimeError as exc:
         raise RefusedError(f"no storage at {where!r} ({exc})", hint=_ON_HOST) from exc
 
