@@ -75,6 +75,9 @@ _KINDS = {
         builtins.PyCapsule types.CapsuleType ctypes.CDLL _ctypes.CFuncPtr _ctypes._Pointer
     """,
     "an action at the end of an object": "weakref.finalize",
+    "a collection that keeps nothing alive": """
+        weakref.WeakValueDictionary weakref.WeakKeyDictionary _weakrefset.WeakSet weakref.KeyedRef
+    """,
 }
 """What each kind is called in a message -> the classes of that kind, by module and name. Their
 subclasses are of the kind too, unless they say themselves how they are pickled."""

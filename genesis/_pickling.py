@@ -174,7 +174,9 @@ class _Attempts:
 
     def _unpicklable(self, exc: Exception) -> UnpicklableStateError:
         """The error that names the place of what cannot be saved; `exc` is a pickler's."""
-        place, error = _culprit.find(self._state, self._asked()) or ("", exc)
+        pause = CollectorPaused()
+        with pause, pause:
+            place, error = _culprit.find(self._state, self._asked()) or ("", exc)
         return _named(place, error)
 
     def _asked(self) -> _culprit.Asked:

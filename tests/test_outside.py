@@ -137,6 +137,9 @@ MADE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "capsule": (lambda folder: datetime.datetime_CAPI, "memory of this process"),
     "library": (lambda folder: ctypes.CDLL(None), "memory of this process"),
     "pointer": (lambda folder: ctypes.pointer(ctypes.c_int(1)), "memory of this process"),
+    "weak values": (lambda folder: weakref.WeakValueDictionary(), "keeps nothing alive"),
+    "weak keys": (lambda folder: weakref.WeakKeyDictionary(), "keeps nothing alive"),
+    "weak set": (lambda folder: weakref.WeakSet([corpus.Node()]), "keeps nothing alive"),
     "finalizer": (lambda folder: weakref.finalize(corpus.Node(), print), "end of an object"),
 }
 

@@ -211,3 +211,16 @@ def test_a_callable_location_that_raises_is_not_the_files_fault(path: Path) -> N
         raise FileNotFoundError(where)
 
     assert "FileNotFoundError: cpu" in str(fails(path, map_location=location))
+
+
+@pytest.mark.usefixtures("moods")
+def test_a_registered_class_that_misses_its_file_is_no_missing_checkpoint(path: Path) -> None:
+    genesis.save({"epoch": 1}, path.with_name("kept"))
+    genesis.save({"m": Moody("bad")}, path)
+    path.with_name("kept").rename(path.with_name(path.name + ".genesis.bak"))
+    Moody.raises = FileNotFoundError(2, "No such file", "vocabulary.txt")
+    with (
+        genesis.safe_globals([Moody]),
+        pytest.raises(genesis.CorruptCheckpointError, match=r"vocabulary\.txt"),
+    ):
+        genesis.load(path, weights_only=True)
