@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -161,6 +162,9 @@ def _no_capsule(*_: object) -> NoReturn:
 
 
 _STAND_INS: dict[str, Callable[..., Any]] = {
+    # free, whatever they were: nobody here would ever let go of one that came back held
+    "_create_lock": lambda *_: threading.Lock(),
+    "_create_rlock": lambda *_: threading.RLock(),
     "_create_filehandle": _standard_stream,
     "_create_capsule": _no_capsule,
 }

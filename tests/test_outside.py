@@ -253,6 +253,16 @@ def test_an_address_of_another_process_is_not_taken_from_a_pickle(path: Path) ->
         genesis.load(path)
 
 
+@pytest.mark.parametrize("make", [threading.Lock, threading.RLock], ids=["lock", "recursive"])
+def test_a_lock_that_somebody_else_saved_held_comes_back_free(make: Any, path: Path) -> None:
+    lock = make()
+    with lock:
+        path.write_bytes(dill.dumps({"lock": lock}))
+    loaded = genesis.load(path)["lock"]
+    assert type(loaded) is type(lock)
+    assert loaded.acquire(blocking=False)
+
+
 # --- Saves that are under way ---------------------------------------------------------------------
 
 
