@@ -38,11 +38,12 @@ _KINDS = {
         multiprocessing.synchronize.SemLock multiprocessing.synchronize.Condition
         multiprocessing.synchronize.Event multiprocessing.queues.Queue
         multiprocessing.queues.SimpleQueue
-        trio._sync.Lock trio._sync._LockImpl trio._sync.Event trio._sync.Semaphore
-        trio._sync.Condition trio._sync.CapacityLimiter
-        anyio._core._synchronization.Lock anyio._core._synchronization.Event
-        anyio._core._synchronization.Semaphore anyio._core._synchronization.Condition
-        anyio._core._synchronization.CapacityLimiter filelock._api.BaseFileLock
+        trio._sync._LockImpl trio.Event trio.Semaphore trio.CapacityLimiter trio.Condition
+        trio.MemorySendChannel trio.MemoryReceiveChannel trio.lowlevel.ParkingLot trio.CancelScope
+        anyio.Lock anyio.Event anyio.Semaphore anyio.CapacityLimiter anyio.Condition
+        anyio.CancelScope anyio.streams.memory.MemoryObjectSendStream
+        anyio.streams.memory.MemoryObjectReceiveStream filelock._api.BaseFileLock
+        filelock._core._lock.BaseFileLock
     """,
     "a thread or what belongs to one": """
         threading.Thread _thread._ThreadHandle _thread._local _threading_local.local
@@ -70,7 +71,7 @@ _KINDS = {
     "code that is running": """
         builtins.generator builtins.coroutine builtins.async_generator
         builtins.coroutine_wrapper builtins.frame builtins.traceback
-        asyncio.events.AbstractEventLoop asyncio.events.Handle
+        asyncio.events.AbstractEventLoop asyncio.events.Handle trio.lowlevel.Task
     """,
     "memory of this process, by its address": """
         builtins.PyCapsule types.CapsuleType ctypes.CDLL _ctypes.CFuncPtr _ctypes._Pointer

@@ -34,6 +34,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import anyio
 import corpus
 import dill
 import numpy as np
@@ -215,6 +216,26 @@ def test_a_token_of_a_context_is_refused(path: Path) -> None:
     token = contextvars.ContextVar[int]("number").set(1)
     with pytest.raises(genesis.UnpicklableStateError, match="thread or what belongs"):
         genesis.save({"token": token}, path)
+
+
+def test_what_trio_and_anyio_wait_with_is_refused(path: Path) -> None:
+    trio = pytest.importorskip("trio")
+
+    async def save_each() -> None:
+        things = [
+            *(trio.Lock(), trio.Event(), trio.Semaphore(1), trio.CapacityLimiter(1)),
+            *(trio.Condition(), trio.CancelScope(), *trio.open_memory_channel(1)),
+            *(anyio.Lock(), anyio.Event(), anyio.Semaphore(1), anyio.CapacityLimiter(1)),
+            *(anyio.Condition(), anyio.CancelScope(), trio.lowlevel.current_task()),
+        ]
+        for thing in things:
+            with pytest.raises(
+                genesis.UnpicklableStateError, match=r"means to wait|running"
+            ) as got:
+                genesis.save({"thing": thing}, path)
+            assert got.value.place == "['thing']"
+
+    trio.run(save_each)
 
 
 # --- Loading --------------------------------------------------------------------------------------
