@@ -173,6 +173,7 @@ class DirectoryLock(Doubled):
                 return  # of a commit that was interrupted
         _fs.open_lock_file(self._sidecar, self._path)
         if not _fs.lock_file(self._sidecar.number, wait=True):
+            self._sidecar.let_go()  # Windows removes no open file
             _fs.remove(self._path)  # of no use to anybody
 
     def leave(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from genesis import _fs
+from genesis._descriptor import Descriptor
 
 WINDOWS_LOCKED = {errno.EACCES, errno.EDEADLK}
 
@@ -93,13 +94,13 @@ def test_an_error_that_says_neither_is_raised() -> None:
 
 
 def test_a_lock_of_this_system(tmp_path: Path) -> None:
-    one, other = (_fs.open_lock_file(str(tmp_path / "lock")) for _ in range(2))
-    assert _fs.lock_file(one, wait=True)
-    assert not _fs.lock_file(other, wait=False)
-    _fs.unlock_file(one)
-    assert _fs.lock_file(other, wait=True)
-    _fs.let_go(one)
-    _fs.let_go(other)
+    one, other = Descriptor(), Descriptor()
+    for file in (one, other):
+        _fs.open_lock_file(file, str(tmp_path / "lock"))
+    assert _fs.lock_file(one.number, wait=True)
+    assert not _fs.lock_file(other.number, wait=False)
+    _fs.unlock_file(one.number)
+    assert _fs.lock_file(other.number, wait=True)
 
 
 # --- Files that are held --------------------------------------------------------------------------
