@@ -247,6 +247,87 @@ async def test_nothing_of_a_finished_call_is_kept() -> None:
     assert not any(isinstance(found, Future) for found in gc.get_referrers(work))
 
 
+GUEST = """
+import asyncio, faulthandler, sys, trio, genesis
+from contention import held
+from pathlib import Path
+faulthandler.dump_traceback_later(60, exit=True)
+folder = Path(sys.argv[1])
+genesis.configure(threads=4)
+async def in_trio():
+    await trio.sleep(0)
+    await genesis.aio.save({"n": 0}, folder / "g")
+async def main():
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    go_on = asyncio.Event()
+    trio.lowlevel.start_guest_run(
+        in_trio, run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+        done_callback=lambda outcome: (outcome.unwrap(), ended.set()),
+    )
+    (folder / "d").mkdir()
+    with held(folder / "d"):
+        task = asyncio.create_task(genesis.aio.save({"n": 1}, folder / "d/f"))
+        waiting = asyncio.create_task(wait(genesis.save({"n": 2}, folder / "d/h", background=True)))
+        await asyncio.sleep(0)
+        await ended.wait()
+    print((await task).outcome, (await waiting).outcome)
+async def wait(save):
+    return await save
+asyncio.run(main())
+"""
+
+
+def test_an_asyncio_task_waits_on_while_a_trio_guest_run_ends(tmp_path: Path) -> None:
+    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    status, output, errors = run(prelude + GUEST, tmp_path)
+    assert status == 0, errors
+    assert output == "durable durable\n"
+
+
+def test_a_signal_handler_of_the_loop_may_save_and_wait(tmp_path: Path) -> None:
+    """`add_signal_handler` runs it between two steps of tasks, one of which waits for its turn."""
+    script = """
+import asyncio, faulthandler, os, signal, sys, genesis
+from contention import held, start_save
+from pathlib import Path
+faulthandler.dump_traceback_later(60, exit=True)
+folder = Path(sys.argv[1])
+(folder / "d").mkdir()
+def handler():
+    for wait in (
+        lambda: genesis.save({"n": 3}, folder / "g"),
+        lambda: genesis.save({"n": 3}, folder / "g", background=True).result(),
+        lambda: genesis.load(folder / "g"),
+        lambda: genesis.save({"n": 3}, folder / "d/f"),
+    ):
+        try:
+            wait()
+        except RuntimeError as exc:
+            print("refused:", exc)
+    hold.release()
+    genesis.flush()
+    ended.set()
+async def main():
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, handler)
+    start_save({"n": 1}, folder / "d/f")
+    task = asyncio.create_task(genesis.aio.save({"n": 2}, folder / "d/f"))
+    await asyncio.sleep(0)
+    signal.raise_signal(signal.SIGTERM)
+    await ended.wait()
+    print((await task).outcome)
+ended = asyncio.Event()
+with held(folder / "d") as hold:
+    asyncio.run(main())
+print(genesis.load(folder / "d/f"), genesis.load(folder / "g"))
+"""
+    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    status, output, errors = run(prelude + script, tmp_path)
+    assert status == 0, errors
+    assert output.splitlines()[0].startswith("refused: a save of")
+    assert output.splitlines()[1:] == ["durable", "{'n': 2} {'n': 3}"]
+
+
 def test_two_loops_in_two_threads_wait_for_one_save(tmp_path: Path) -> None:
     found: list[str] = []
 

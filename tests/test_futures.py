@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import DEADLINE, busy_writer, held, start_save
+from contention import DEADLINE, busy_writer, held, run, start_save
 
 import genesis
 from genesis import SaveFuture, SaveReport
@@ -123,6 +123,119 @@ def test_a_failing_callback_harms_no_other_save(
     assert [record.getMessage() for record in caplog.records] == [
         f"a done-callback of the save of {tmp_path}/f failed"
     ]
+
+
+def test_a_slow_callback_holds_no_save_and_flush_waits_for_it(tmp_path: Path) -> None:
+    go, slow = threading.Event(), threading.Barrier(4, timeout=DEADLINE)
+    ended: list[str] = []
+
+    def upload(save: Any) -> None:
+        slow.wait()  # three of them, and there are two threads that write
+        assert go.wait(DEADLINE)
+        ended.append(save.path)
+
+    with held(tmp_path):
+        saves = [genesis.save({"n": n}, tmp_path / f"f{n}", background=True) for n in range(3)]
+        for save in saves:
+            save.add_done_callback(upload)
+    slow.wait()
+    genesis.save({"n": 3}, tmp_path / "g", background=True).result(DEADLINE)
+    with pytest.raises(TimeoutError, match=r"f0, .*f1, .*f2"):
+        genesis.flush(0.01)
+    go.set()
+    genesis.flush(DEADLINE)
+    assert sorted(ended) == [save.path for save in saves]
+
+
+def test_callbacks_of_one_path_come_in_the_order_of_its_saves(tmp_path: Path) -> None:
+    called: list[int] = []
+    go = threading.Event()
+    with held(tmp_path):
+        first = genesis.save({"n": 0}, tmp_path / "f", background=True)
+        first.add_done_callback(lambda _: (go.wait(DEADLINE), called.append(0)))
+    first.result(DEADLINE)
+    for number in range(1, 6):
+        with held(tmp_path):
+            save = genesis.save({"n": number}, tmp_path / "f", background=True)
+            save.add_done_callback(lambda _, number=number: called.append(number))
+        save.result(DEADLINE)
+    assert called == []
+    go.set()
+    genesis.flush(DEADLINE)
+    assert called == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("ask", ["flush", "load", "save", "nothing"])
+def test_a_callback_may_ask_for_anything(tmp_path: Path, ask: str) -> None:
+    def call(save: Any) -> None:
+        asked = {
+            "flush": lambda: genesis.flush(DEADLINE),
+            "load": lambda: genesis.load(tmp_path / "f"),
+            "save": lambda: genesis.save({"n": 2}, tmp_path / "f", background=True).result(
+                DEADLINE
+            ),
+            "nothing": lambda: None,
+        }
+        asked[ask]()
+        ended.append(save.path)
+
+    ended: list[str] = []
+    with held(tmp_path):
+        saves = [genesis.save({"n": n}, tmp_path / name, background=True) for n, name in
+                 enumerate("fg")]  # fmt: skip
+        for save in saves:
+            save.add_done_callback(call)
+    genesis.flush(DEADLINE)
+    genesis.flush(DEADLINE)  # what a callback has submitted
+    assert sorted(ended) == [save.path for save in saves]
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), KeyError("x")])
+def test_a_callback_that_ends_its_thread_keeps_nobody_from_hearing(
+    tmp_path: Path, error: BaseException
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    called = threading.Event()
+
+    async def main() -> list[str]:
+        with held(tmp_path):
+            save = genesis.save({"n": 1}, tmp_path / "f", background=True)
+            save.add_done_callback(fail)
+            save.add_done_callback(lambda _: called.set())
+            tasks = [asyncio.ensure_future(wait(save)) for _ in range(3)]
+            wrapped = asyncio.wrap_future(save)
+            await asyncio.sleep(0)
+        return [(await task).outcome for task in (*tasks, wrapped)]
+
+    async def wait(save: SaveFuture) -> SaveReport:
+        return await save
+
+    assert asyncio.run(asyncio.wait_for(main(), DEADLINE)) == ["durable"] * 4
+    assert called.wait(DEADLINE)
+    with pytest.raises(type(error)):
+        genesis.flush(DEADLINE)
+    genesis.save({"n": 2}, tmp_path / "f", background=True).result(DEADLINE)
+
+
+def test_exit_waits_for_callbacks(tmp_path: Path) -> None:
+    script = """
+import sys, time, genesis
+from contention import held
+from pathlib import Path
+folder = Path(sys.argv[1])
+def slow(save):
+    while not genesis._writer.writer.pool.inline:  # the exit has not begun
+        time.sleep(0)
+    print(genesis.load(save.path)["n"], flush=True)
+with held(folder):
+    genesis.save({"n": 0}, folder / "f", background=True).add_done_callback(slow)
+    genesis.save({"n": 9}, folder / "g", background=True).add_done_callback(slow)
+"""
+    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    status, output, errors = run(prelude + script, tmp_path)
+    assert (status, sorted(output.split()), errors) == (0, ["0", "9"], "")
 
 
 def test_wait_captured_raises_what_made_the_save_fail_before_its_capture(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ What could hang runs in a process of its own, with a watchdog that says where it
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import linecache
 import os
@@ -485,3 +486,243 @@ def test_a_fork_inside_a_capture_leaves_both_sides_able_to_save(tmp_path: Path) 
     genesis.save(state, tmp_path / "f", background=True).result(DEADLINE)
     assert statuses == [0]
     assert is_idle(tmp_path / "f")
+
+
+# Handlers that wait
+
+WAITS_IN_A_HANDLER = """
+import os, signal, sys, threading, genesis
+from contention import busy_writer, held, start_save
+from pathlib import Path
+folder, threads = Path(sys.argv[1]), int(sys.argv[2])
+(folder / "d").mkdir()
+genesis.configure(threads=threads)
+def handler(*_):
+    for wait in (
+        lambda: genesis.flush(),
+        lambda: genesis.load(folder / "f"),
+        lambda: genesis.save({"n": 2}, folder / "g", background=True).result(),
+        lambda: genesis.save({"n": 2}, folder / "d/g", background=True).result(),
+    ):
+        try:
+            wait()
+        except RuntimeError as exc:
+            print("refused:", exc)
+signal.signal(signal.SIGTERM, handler)
+class Interrupted:
+    def __reduce__(self):
+        signal.raise_signal(signal.SIGTERM)
+        return int, (7,)
+genesis.save({"n": 1}, folder / "f")
+genesis.save({"n": Interrupted()}, folder / "f")
+genesis.save({"n": Interrupted()}, folder / "f", background=True).result()
+print(genesis.load(folder / "f"))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_handler_may_wait_for_saves_while_a_state_is_captured(
+    tmp_path: Path, threads: int
+) -> None:
+    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    status, output, errors = run(WATCHDOG + prelude + WAITS_IN_A_HANDLER, tmp_path, threads)
+    assert status == 0, errors
+    assert output.splitlines()[-1] == "{'n': 7}"
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "genesis.flush()",
+        "one.result()",
+        "one.exception()",
+        "one.wait_captured()",
+        "genesis.load(folder / 'queued')",
+        "genesis.save({}, folder / 'queued', clear=False)",
+        "concurrent.futures.wait([one])",
+        "list(concurrent.futures.as_completed([one]))",
+    ],
+)
+def test_a_wait_for_what_stands_beneath_is_refused(tmp_path: Path, wait: str) -> None:
+    """A handler in the middle of a commit: the writer's threads wait for the directory that this
+    thread has locked."""
+    script = """
+import concurrent.futures, sys, genesis
+from genesis import _fs
+from pathlib import Path
+folder = Path(sys.argv[1])
+genesis.save({"n": 0}, folder / "f")
+rename = _fs.Directory.rename
+def interrupted(self, name, new_name):
+    if new_name == "f":
+        _fs.Directory.rename = rename
+        one = genesis.save({"n": 1}, folder / "queued", background=True, capture="deferred")
+        genesis.save({"n": 2}, folder / "beside")
+        try:
+            eval(sys.argv[2], {**globals(), "one": one})
+        except RuntimeError as exc:
+            print("refused:", exc)
+    return rename(self, name, new_name)
+_fs.Directory.rename = interrupted
+genesis.save({"n": 3}, folder / "f")
+genesis.flush()
+print([genesis.load(folder / name)["n"] for name in ("f", "queued", "beside")])
+"""
+    status, output, errors = run(WATCHDOG + script, tmp_path, wait)
+    assert status == 0, errors
+    lines = output.splitlines()
+    assert lines[-1] == "[3, 1, 2]"
+    if "wait_captured" not in wait:
+        assert "was interrupted on this thread in the middle of its commit" in lines[0]
+
+
+def test_a_handler_that_saves_beside_the_file_whose_commit_it_interrupts(tmp_path: Path) -> None:
+    """It locks through the descriptor that has the lock, and takes nobody's temporary file for
+    abandoned."""
+    script = """
+import fcntl, os, sys, genesis
+from genesis import _fs
+from pathlib import Path
+folder = Path(sys.argv[1])
+genesis.save({"n": 0}, folder / "f")
+steps = ("lock", "unlock", "create", "rename", "link", "remove", "sync")
+def handler(name):
+    if not inside:
+        inside.append(name)
+        genesis.save({"n": name}, folder / "g")
+        inside.clear()
+def interrupting(name, method):
+    def call(self, *args):
+        handler(name)
+        result = method(self, *args)
+        handler(name)
+        return result
+    return call
+inside = []
+for name in steps:
+    method = getattr(_fs.Directory, name)
+    setattr(_fs.Directory, name, interrupting(name, method))
+    genesis.save({"n": name}, folder / "f")
+    setattr(_fs.Directory, name, method)
+    assert genesis.load(folder / "f") == {"n": name}
+    assert genesis.load(folder / "g") == {"n": name}
+    fd = os.open(folder, os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(fd)
+print(sorted(os.listdir(folder)))
+"""
+    status, output, errors = run(WATCHDOG + script, tmp_path)
+    assert status == 0, errors
+    assert output == "['f', 'g']\n"
+
+
+def test_a_handler_that_interrupts_the_last_saves_at_exit_does_not_hang(tmp_path: Path) -> None:
+    """The program's thread may write them itself by then, and no other will."""
+    script = """
+import atexit, signal, sys, genesis
+path = sys.argv[1]
+class Interrupting(dict):
+    def __delitem__(self, key):
+        pass
+def late():
+    genesis.save({"n": 1}, path, background=True).result()
+def handler(*_):
+    try:
+        genesis.flush()
+    except RuntimeError as exc:
+        print("refused:", exc)
+signal.signal(signal.SIGTERM, handler)
+from genesis import _store
+save_staged = _store.save_staged
+def interrupted(*args):
+    signal.raise_signal(signal.SIGTERM)
+    return save_staged(*args)
+_store.save_staged = interrupted
+atexit.register(late)
+genesis.save({"n": 0}, path)
+"""
+    status, output, errors = run(WATCHDOG + script, tmp_path / "f")
+    assert status == 0, errors
+    assert output.startswith("refused: a save of")
+    assert genesis.load(tmp_path / "f") == {"n": 1}
+
+
+def test_a_handler_may_wait_while_the_program_is_logging(tmp_path: Path) -> None:
+    """The program holds the lock of its log handler there, and the writer logs each save."""
+    script = """
+import logging, signal, sys, genesis
+path = sys.argv[1]
+class Stream:
+    def write(self, text):
+        if "of the program" in text:
+            signal.raise_signal(signal.SIGTERM)
+    def flush(self):
+        pass
+logging.basicConfig(level=logging.INFO, stream=Stream())
+signal.signal(signal.SIGTERM, lambda *_: saved())
+def saved():
+    print(genesis.save({"n": 1}, path, background=True).result().outcome)
+    genesis.flush()
+logging.info("of the program")
+"""
+    status, output, errors = run(WATCHDOG + script, tmp_path / "f")
+    assert (status, output) == (0, "durable\n"), errors
+
+
+@pytest.mark.parametrize("error", ["SystemExit(3)", "KeyboardInterrupt()"])
+@pytest.mark.parametrize("background", [False, True])
+def test_what_ends_a_program_may_come_out_of_a_states_own_code(
+    tmp_path: Path, background: bool, error: str
+) -> None:
+    def leave() -> None:
+        raise eval(error)
+
+    genesis.save({"n": "old"}, tmp_path / "f")
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        genesis.save({"n": Acting(leave)}, tmp_path / "f", background=background)
+    assert is_idle(tmp_path / "f")
+    assert litter(tmp_path) == []
+
+
+# A save that takes another's place
+
+
+@pytest.mark.parametrize("problem", ["it cannot be pickled", "it is interrupted"])
+def test_what_was_to_be_superseded_is_saved_where_the_newer_is_not_captured(
+    tmp_path: Path, problem: str
+) -> None:
+    def fail() -> None:
+        raise KeyboardInterrupt if problem == "it is interrupted" else TypeError("by itself")
+
+    with busy_writer(tmp_path / "busy"):
+        queued = genesis.save({"n": 1}, tmp_path / "f", background=True)
+        with pytest.raises((KeyboardInterrupt, genesis.UnpicklableStateError)):
+            genesis.save({"n": Acting(fail)}, tmp_path / "f", background=True, on_busy="supersede")
+        assert not queued.done()
+    assert queued.result(DEADLINE).outcome == "durable"
+    assert genesis.load(tmp_path / "f") == {"n": 1}
+
+
+def test_what_was_to_be_superseded_is_saved_where_the_newer_is_cancelled_in_its_wait_for_memory(
+    tmp_path: Path,
+) -> None:
+    async def main() -> None:
+        state = {"x": np.zeros(1 << 20, np.uint8)}
+        save = genesis.aio.save(state, tmp_path / "f", on_busy="supersede")
+        task = asyncio.create_task(save)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError, match=r"^$"):
+            await task
+
+    genesis.configure(max_pending_bytes=1 << 20)
+    try:
+        with busy_writer(tmp_path / "busy"):
+            queued = genesis.save({"n": 1}, tmp_path / "f", background=True)
+            asyncio.run(main())
+            assert not queued.done()
+        assert queued.result(DEADLINE).outcome == "durable"
+    finally:
+        genesis.configure(max_pending_bytes=default_budget())
+    assert genesis.load(tmp_path / "f") == {"n": 1}
