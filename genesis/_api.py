@@ -76,7 +76,8 @@ def save(
             resize them before `SaveFuture.wait_captured` returns.
         on_busy: of a background save, when an earlier save of this path is under way or memory for
             pending saves is used up. ``"wait"``; ``"skip"``: save nothing; ``"supersede"``: take
-            the place of a save of this path that is queued and not started, else wait.
+            the place of a save of this path that is queued and not started, once the state is
+            captured; else wait.
         metadata: a small mapping of JSON values to store beside the state. Keys become strings and
             tuples lists, as in JSON; inf, nan, NumPy scalars and tensors of no dimension are taken
             as the numbers that they are.
@@ -321,11 +322,15 @@ def remove_in_turn(turn: Turn, *, missing_ok: bool) -> None:
 
 
 def flush(timeout: float | None = None) -> None:
-    """Wait until every background save submitted so far is durable.
+    """Wait until every background save submitted so far is durable, and its callbacks have
+    returned; in such a callback, for the saves alone.
 
     Raises:
         TimeoutError: some are not after `timeout` seconds.
-        Exception: the first failure that nobody asked its future for; it and others are logged.
+        RuntimeError: in a signal handler, where a save that it interrupted cannot go on before it
+            returns. The others have ended.
+        Exception: the first failure that nobody asked its future for, or of a callback; it and
+            others are logged.
     """
     writer.flush(timeout)
 
