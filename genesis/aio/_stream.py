@@ -6,16 +6,18 @@ Each chunk is checked against its digest before any byte of it is handed out.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
-import aiofiles
 from anyio import open_file
 
 from .. import _bridge, _fs, _store
 from .._descriptor import Descriptor
 from .._options import FilePath
+
+with suppress(ImportError):  # which trio does without
+    import aiofiles  # now: the first call would hold the event loop
 
 
 def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncGenerator[bytes, None]:
