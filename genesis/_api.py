@@ -218,18 +218,19 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
 
     If a background save of the path is under way in this process, it is waited for first. If the
     file is missing or damaged and a sound backup stands beside it, that is loaded, with a
-    `RecoveredFromBackupWarning`. The arrays of a file share one piece of memory, freed with the
-    last of them: clone what should outlive the rest, or be resized.
+    `RecoveredFromBackupWarning`. Tensors and arrays are freed one by one: a part of a state
+    that is kept keeps no other, but for NumPy arrays under 16 KiB, which share their memory. Clone
+    a tensor that is to be resized.
 
     Args:
         file_path: the file.
         verify: check every byte against its checksum before anything is built. ``None`` means
             ``True``, but with `mmap` only for what is read at once: all except the arrays.
         mmap: map the arrays from the file; their pages are read when touched. They can be written,
-            which never changes the file.
+            which never changes the file. All of them share the mapping, which goes with the last.
         weights_only: build only tensors, arrays and plain containers; run nothing from the file.
             For files from people you do not know.
-        map_location: where tensors go, as for `torch.load`; in files that genesis wrote.
+        map_location: where tensors go, as for `torch.load`, also those of plain pickles.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -340,6 +341,7 @@ def configure(
     threads: int | None = None,
     max_pending_bytes: int | None = None,
     keep_arenas: int | None = None,
+    keep_seconds: float | None = None,
 ) -> None:
     """Change the writer of this process; what is not given stays as it is.
 
@@ -347,7 +349,10 @@ def configure(
         threads: saves that are written at a time, 2 by default.
         max_pending_bytes: bytes that background saves may hold in memory before `on_busy` decides;
             a quarter of the machine's memory by default.
-        keep_arenas: pieces of staging memory kept for later saves, 2 by default.
+        keep_arenas: pieces of staging memory kept for later saves, 2 by default. What is held
+            beyond that is let go of at once.
+        keep_seconds: how long more than 64 MiB of it are kept without a save, 60 by default;
+            infinity for ever. The first save after that stalls as long as the very first one.
 
     Raises:
         ValueError: a number is out of range.
@@ -356,13 +361,22 @@ def configure(
         ("threads", threads, 1),
         ("max_pending_bytes", max_pending_bytes, 1),
         ("keep_arenas", keep_arenas, 0),
+        ("keep_seconds", keep_seconds, 0),
     ):
-        if value is not None and value < least:
+        if value is not None and not value >= least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
     writer.pool.threads = threads or writer.pool.threads
     writer.max_pending_bytes = max_pending_bytes or writer.max_pending_bytes
     if keep_arenas is not None:
-        _store.arenas.keep = keep_arenas
+        _store.arenas.set_keep(keep_arenas)
+    if keep_seconds is not None:
+        _store.keep_for(keep_seconds)
+
+
+def release_memory() -> None:
+    """Give the staging memory that is kept for later saves back to the system. What a save is using
+    stays until it ends. Thread-safe."""
+    _store.arenas.release()
 
 
 def prewarm(state_dict: Any) -> None:

@@ -60,6 +60,21 @@ class ArenaPool:
         """How many arenas are kept while nobody uses them."""
         self._resting: dict[Arena, None] = {}
 
+    def set_keep(self, keep: int) -> None:
+        """Change `keep`, and let go of what is too much by now."""
+        self.keep = keep
+        self._trim()
+
+    def release(self) -> None:
+        """Let go of every arena at rest."""
+        for arena in self._by_size():
+            self._takes(arena)
+
+    @property
+    def size(self) -> int:
+        """Bytes at rest."""
+        return sum(arena.capacity for arena in self._resting.copy())
+
     @contextmanager
     def borrow(self, size: int) -> Iterator[Arena]:
         """An arena of at least `size` bytes for the length of a with block."""
@@ -88,6 +103,9 @@ class ArenaPool:
 
     def give_back(self, arena: Arena) -> None:
         self._resting[arena] = None
+        self._trim()
+
+    def _trim(self) -> None:
         resting = self._by_size()
         for smallest in resting[: max(len(resting) - self.keep, 0)]:
             self._takes(smallest)

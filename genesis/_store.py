@@ -30,6 +30,7 @@ from ._errors import (
     UnsafeLoadError,
 )
 from ._foreign import load_pickle, read_pickle, refuse_folder, refuse_other_kinds
+from ._idle import WhenIdle
 from ._interrupts import Doubled
 from ._memory import Filler, private_memory
 from ._options import Sharded
@@ -51,7 +52,31 @@ _SPARE = 64 << 20
 _DIRECT_FROM = 4 << 20
 """Streams from this size on bypass the page cache."""
 
+_IDLE_FROM = 64 << 20
+"""Bytes of staging memory at rest that are worth a thread which lets them go."""
+
 arenas = ArenaPool(keep=2)
+idle = WhenIdle(arenas.release, seconds=60)
+"""Lets go of staging memory that no save has used for a while. What `prewarm` made present waits
+for its save however long that takes."""
+
+
+def keep_for(seconds: float) -> None:
+    """How long staging memory is kept without a save."""
+    idle.stop()
+    idle.seconds = seconds
+    _wait_for_idleness()
+
+
+def give_back(arena: Arena) -> None:
+    """Put the staging memory of a save to rest."""
+    arenas.give_back(arena)
+    _wait_for_idleness()
+
+
+def _wait_for_idleness() -> None:
+    if arenas.size > _IDLE_FROM:
+        idle.note()
 
 
 @dataclass(frozen=True, slots=True)

@@ -417,7 +417,7 @@ class Writer:
         """Give back what a task holds, then resolve its future. Each step may be repeated."""
         arena, task.arena = task.arena, None
         if arena is not None:
-            _store.arenas.give_back(arena)
+            _store.give_back(arena)
         self._release(task)
         if isinstance(outcome, BaseException) and task.failure is None:
             task.failure = Failure(task.path, outcome)

@@ -31,7 +31,7 @@ from genesis import _options
 SAVE_OPTIONS = "clear=None, capture='copy', on_busy='wait', metadata=None, sharded='refuse'"
 CALLS = {
     "add_safe_globals": "(objects)",
-    "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None)",
+    "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None, keep_seconds=None)",
     "flush": "(timeout=None)",
     "load": "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)",
     "load_checkpoint": (
@@ -39,6 +39,7 @@ CALLS = {
     ),
     "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
+    "release_memory": "()",
     "remove": "(file_path, *, missing_ok=False)",
     "safe_globals": "(objects)",
     "safe_load_checkpoint": "(file_path, model, optimizer=None, *, weights_only=False)",
