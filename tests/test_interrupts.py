@@ -71,24 +71,24 @@ def troubles(
 
 def _run(folder: Path, *args: object) -> tuple[list[str], bool]:
     command = [sys.executable, str(SCRIPT), str(folder), *map(str, args)]
-    process = subprocess.Popen(
+    lines: list[str] = []
+    with subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    assert process.stdout is not None
-    lines: list[str] = []
-    watchdog = threading.Timer(HANGS_AFTER, process.kill)
-    watchdog.start()
-    for line in process.stdout:
-        lines.append(line.rstrip("\n"))
-        watchdog.cancel()
+    ) as process:
+        assert process.stdout is not None
         watchdog = threading.Timer(HANGS_AFTER, process.kill)
         watchdog.start()
-    watchdog.cancel()
-    return lines, process.wait() == 0 and "[]" in lines[-3:]
+        for line in process.stdout:
+            lines.append(line.rstrip("\n"))
+            watchdog.cancel()
+            watchdog = threading.Timer(HANGS_AFTER, process.kill)
+            watchdog.start()
+        watchdog.cancel()
+    return lines, process.returncode == 0 and "[]" in lines[-3:]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
