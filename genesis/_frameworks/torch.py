@@ -248,8 +248,12 @@ class Storages:
             return self._region.place(DeviceBytes(storage, low, low + size), 0, size)
         address = storage.data_ptr()
         self._placed.add(storage, address, storage.nbytes())
-        foreign = not storage.resizable()
-        return self._region.place(storage, address + low, size, foreign=foreign)
+        return self._region.place(storage, address + low, size, foreign=is_foreign(storage))
+
+
+def is_foreign(storage: UntypedStorage) -> bool:
+    """Whether the memory is not torch's own: of NumPy, of another process, or a map of a file."""
+    return not storage.resizable() or storage.is_shared()
 
 
 class Placed:

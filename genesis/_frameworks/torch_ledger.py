@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import rebuild_typed_storage
 from .._format import HEADER_SIZE, align
 from .._memory import all_readable
 from .._plan import DATA, NDARRAY, SMALL, DataRegion, SmallPieces, refuse_unreadable
-from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Placed, Storages
+from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Placed, Storages, is_foreign
 
 try:
     # What a compiled model looks at its arguments with: all properties of all tensors in one call.
@@ -185,7 +185,7 @@ class Ledger:
             if _members(found, self.looks, addresses, sizes) != self.members:
                 return None
             mine = compress(found.storages, self.members)
-            foreign = {number for number, one in enumerate(mine) if not one.resizable()}
+            foreign = {number for number, one in enumerate(mine) if is_foreign(one)}
             self.last = last = _Seen(addresses, sizes, foreign)
         return last
 
