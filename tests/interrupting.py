@@ -274,7 +274,9 @@ def main() -> None:
     first, step = int(sys.argv[4]), int(sys.argv[5])
     for name in ("d", "child"):
         (folder / name).mkdir(exist_ok=True)
-    operation, act = operations(folder)[operation_name], acts(folder)[act_name]
+    operation = operations(folder)[operation_name]
+    # "all" of them in turn: each point has one of them done to it.
+    chosen = [act for name, act in acts(folder).items() if act_name in (name, "all")]
     genesis.configure(threads=int(sys.argv[6]))
     for name in ("f", "g"):
         genesis.save(OLD, folder / name, clear=False)
@@ -283,6 +285,7 @@ def main() -> None:
     number = first
     while True:
         print(number, flush=True)
+        act = chosen[number % len(chosen)]
         try:
             trace = attempt(operation, act, number)
             problems = left.problems()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import DEADLINE, descriptors, exit_status, fork
+from contention import DEADLINE, descriptors
 
 import genesis
 from genesis._descriptor import Descriptor
@@ -37,8 +37,8 @@ ACTS = (
     "raise", "save beside", "save beside and wait", "save elsewhere and wait", "save here",
     "save here behind", "flush", "load", "fork",
 )  # fmt: skip
-SAMPLED = 37
-"""Of so many points the short form tries one: another one for each pair of operation and act."""
+SAMPLED = 41
+"""Of so many points the short form tries one, with one act after the other."""
 HANGS_AFTER = 60.0
 
 
@@ -93,10 +93,8 @@ def _run(folder: Path, *args: object) -> tuple[list[str], bool]:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_signal_at_some_points(operation: str, folder: Path) -> None:
-    for number, act in enumerate(ACTS):
-        first = 1 + (7 * number + 11 * OPERATIONS.index(operation)) % SAMPLED
-        threads = 1 + number % 2
-        assert troubles(folder, operation, act, first, SAMPLED * 9, threads) == [], act
+    number = OPERATIONS.index(operation)
+    assert troubles(folder, operation, "all", 1 + number, SAMPLED, 1 + number % 2) == []
 
 
 @pytest.mark.torture
@@ -224,7 +222,7 @@ def test_an_event_wakes_all_who_wait_and_those_who_come_later() -> None:
 
 
 def test_an_event_that_comes_when_a_thread_lies_down_is_not_missed() -> None:
-    for _ in range(2000):
+    for _ in range(300):
         event = Event()
         thread = threading.Thread(target=event.set)
         thread.start()
@@ -266,7 +264,7 @@ def test_a_cut_short_resolution_is_finished_by_the_next() -> None:
 
 
 def test_threads_that_resolve_a_future_at_once_agree() -> None:
-    for _ in range(200):
+    for _ in range(50):
         future: OpenFuture[int] = OpenFuture()
         barrier, won = threading.Barrier(4), []
 
@@ -317,7 +315,7 @@ def test_wait_and_as_completed_of_the_standard_library() -> None:
 
 
 def test_futures_that_resolve_while_they_are_waited_for_are_counted_once() -> None:
-    for _ in range(300):
+    for _ in range(100):
         futures: list[OpenFuture[int]] = [OpenFuture() for _ in range(6)]
         threads = [threading.Thread(target=future.set_result, args=(1,)) for future in futures]
         for thread in threads:
@@ -413,17 +411,21 @@ def test_what_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
     assert not file
 
 
-@pytest.mark.alone
 def test_a_forked_child_has_none_of_them(tmp_path: Path) -> None:
-    file = Descriptor()
-    file.open(os.open, str(tmp_path), os.O_RDONLY)
-    number = file.number
-    child = fork()
-    if child == 0:
-        try:
-            os.fstat(number)
-        except OSError:
-            os._exit(0 if not file else 1)
-        os._exit(2)
-    assert exit_status(child) == 0
-    os.fstat(number)
+    script = """
+import os, sys
+from genesis._descriptor import Descriptor
+file = Descriptor()
+file.open(os.open, sys.argv[1], os.O_RDONLY)
+number = file.number
+child = os.fork()
+if child == 0:
+    try:
+        os.fstat(number)
+    except OSError:
+        os._exit(1 if file else 0)
+    os._exit(2)
+print(os.waitpid(child, 0)[1], bool(file), file.number == number, os.fstat(number) is not None)
+"""
+    status, output, errors = run(script, tmp_path)
+    assert (status, output) == (0, "0 True True True\n"), errors
