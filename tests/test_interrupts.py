@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import DEADLINE, descriptors
+from contention import DEADLINE, descriptors, run
 
 import genesis
 from genesis._descriptor import Descriptor
