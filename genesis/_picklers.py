@@ -140,6 +140,13 @@ def by_dill(once: Once, words: ByValue) -> Make:
         def __init__(self, file: Skeleton, region: DataRegion) -> None:
             super().__init__(file, protocol=PROTOCOL)
             self._reducers = Reducers(once, region, words)
+            inherited = dill.Pickler.save_reduce
+
+            def save_reduce(*reduction: Any, **keywords: Any) -> None:
+                inherited(self, *reduction, **keywords)
+
+            # Python calls a function without more of the stack, and a method with it.
+            self.save_reduce = save_reduce
 
         def reducer_override(self, obj: Any) -> Any:
             cls = type(obj)

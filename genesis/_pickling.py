@@ -30,8 +30,9 @@ _DEEP = 10_000
 """Recursion limit of the C pickler for what is nested deeply: three levels of it are one of an
 object's, and take 600 bytes of stack."""
 
-_DEEP_IN_PYTHON = 100_000
-"""The same of dill's pickler, whose frames are not on the stack."""
+_DEEP_IN_PYTHON = 60_000
+"""The same of dill's pickler, most of whose frames are not on the stack: twelve are one of an
+object's."""
 
 _PRIMER = b"\x80\x05\x97\x940\x97\x94."
 """A pickle that puts two out-of-band buffers into memo slots 0 and 1. The memo of a C unpickler
@@ -113,7 +114,8 @@ class _Attempts:
         try:
             return dump(make, self._state, region), region
         except RecursionError:
-            if sys.getrecursionlimit() >= _DEEP or not has_stack():
+            # From Python 3.12 on, C code has a limit of its own.
+            if sys.version_info >= (3, 12) or not has_stack():
                 raise
         region = DataRegion(hints, sharded=self._sharded)
         with recursion_limit(_DEEP):
@@ -132,7 +134,7 @@ class _Attempts:
         return self._proven(by_value, hints)
 
     def _by_dill(self, hints: Any) -> _Result:
-        with recursion_limit(_DEEP_IN_PYTHON):
+        with recursion_limit(_DEEP_IN_PYTHON if has_stack() else 0):
             return self._proven(by_dill, hints)
 
     def _proven(self, make: Callable[[Once, ByValue], Make], hints: Any) -> _Result:

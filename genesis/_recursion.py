@@ -39,9 +39,8 @@ def recursion_limit(least: int) -> Iterator[None]:
 
 
 def has_stack() -> bool:
-    """Whether a thread surely has 8 MiB of stack, which C code that recurses may need. Where the
-    limit is not Python's alone, from 3.12 on, a higher one changes nothing."""
-    if sys.version_info >= (3, 12) or 0 < _stack_of_threads() < _ENOUGH:
+    """Whether a thread surely has 8 MiB of stack, which code that recurses deeply may need."""
+    if 0 < threading.stack_size() < _ENOUGH:
         return False
     with suppress(ImportError):
         import resource
@@ -49,7 +48,3 @@ def has_stack() -> bool:
         size, _ = resource.getrlimit(resource.RLIMIT_STACK)
         return size == resource.RLIM_INFINITY or size >= _ENOUGH
     return False
-
-
-def _stack_of_threads() -> int:
-    return threading.stack_size()
