@@ -59,7 +59,7 @@ from ._waiting import OpenFuture
 _UNSEEN_KEPT = 100
 
 
-_LONG_TO_TOUCH = 16 << 20
+_LONG_TO_TOUCH = 32 << 20
 """Bytes of fresh memory whose first touch holds an event loop for longer than anybody expects of a
 coroutine: a second for a gigabyte."""
 

@@ -52,7 +52,7 @@ def busy_threads() -> Iterator[threading.Event]:
         assert all(each.result(DEADLINE) for each in busy)
 
 
-LARGE = 32 << 20
+LARGE = 48 << 20
 
 
 # --- Memory ---------------------------------------------------------------------------------------
