@@ -57,6 +57,12 @@ class Region:
         """These bytes were copied, and nobody will ask for them again."""
 
 
+class RegionBuffer:
+    """What `ApartRegion` hands out: memory that stays as long as the buffer does."""
+
+    __slots__ = ()
+
+
 class ApartRegion(Region):
     """A data region in private memory, of which each part is given back when its buffer is freed.
 
@@ -83,7 +89,8 @@ class ApartRegion(Region):
         self._address = address_of(memory)
         # An export of the whole, not a slice of a memoryview: of that, NumPy keeps only what it is
         # a view of, and the death of the slice would tell nothing.
-        self._make = partial((ctypes.c_char * size).from_buffer, memory, base)
+        kind: Any = type("Buffer", (RegionBuffer, ctypes.c_char * size), {"__slots__": ()})
+        self._make = partial(kind.from_buffer, memory, base)
         self._watches: dict[int, weakref.ref[Any]] = {}
         self._lock = threading.Lock()  # guards _lows, _highs and _has_rest
         self._lows: list[int] = []

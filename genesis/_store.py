@@ -410,8 +410,11 @@ def _load_one(
     if weights_only:
         from . import _restricted
 
+        copied = bytes(skeleton)
+        if let_go is not None:
+            let_go(0, len(copied))
         return _restricted.load(
-            bytes(skeleton),
+            copied,
             data=data,
             path=path,
             base_offset=opened.footer.skeleton_offset,

@@ -200,6 +200,7 @@ def test_a_load_takes_little_more_memory_than_pickles(tmp_path: Path, what: str)
 
 
 FLAT = """
+genesis.save(state(MB), path)
 def once(number):
     {work}
 for number in range(30):

@@ -18,7 +18,7 @@ import numpy as np
 
 from .._memory import PrivateMemory, all_readable
 from .._plan import DATA, NDARRAY, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
-from .._region import Region
+from .._region import Region, RegionBuffer
 
 _Restrided: Any = type(np.lib.stride_tricks.as_strided(np.zeros(1)).base)
 """Private to NumPy: what `as_strided` puts between an array and its base."""
@@ -108,7 +108,8 @@ def is_foreign(array: np.ndarray[Any, Any]) -> bool:
         RefusedObjectError: some of it is not the owner's, or is gone already.
     """
     owner, restrided = _owner_of(array)
-    if owner is array or not array.size or (type(owner) in _FIXED and not restrided):
+    fixed = type(owner) in _FIXED or isinstance(owner, RegionBuffer)
+    if owner is array or not array.size or (fixed and not restrided):
         return False
     low, high = _span(array)
     begin, end = _memory_of(owner) or (low, high)
