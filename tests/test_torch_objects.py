@@ -553,6 +553,8 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 }
 
 
+# torch 2.8 says so of its own LBFGS.
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("whole", [False, True], ids=["state dict", "object"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
