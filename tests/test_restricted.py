@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
 import enum
+import functools
 import io
+import operator
+import os
 import pickle
 import random
 import subprocess
 import sys
+import types
+import zoneinfo
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -207,6 +213,33 @@ def _containers() -> Any:
     }
 
 
+def _attributes() -> Any:
+    """What frameworks hang on tensors, and `nn.Buffer`, which is a tensor with attributes."""
+    tensor, parameter = torch.ones(3), nn.Parameter(torch.ones(2))
+    tensor.no_decay = [1, {"a": 2}]  # type: ignore[attr-defined]
+    parameter.tag = "x"  # type: ignore[attr-defined]
+    sparse = torch.eye(2).to_sparse_csr()
+    sparse.note = collections.defaultdict(list, a=[1])  # type: ignore[attr-defined]
+    made: list[Any] = [tensor, parameter, sparse.note]  # type: ignore[attr-defined]
+    return [*made, *([nn.Buffer(torch.ones(2))] if hasattr(nn, "Buffer") else [])]
+
+
+def _more_keys() -> Any:
+    kinds = [torch.float32, torch.device("cpu"), torch.strided, np.dtype("<f4"), (torch.int8, 1)]
+    return [{key: number for number, key in enumerate(kinds)}, {torch.bfloat16}, {np.dtype("i4")}]
+
+
+def _times() -> Any:
+    zone = datetime.timezone(datetime.timedelta(hours=2), "X")
+    day = datetime.datetime(2020, 1, 2, 3, 4, 5, 6)
+    aware = [day.replace(tzinfo=datetime.UTC), day.replace(tzinfo=zone)]
+    return [day, day.date(), day.time(), datetime.timedelta(1, 2, 3), zone, *aware]
+
+
+def _deques() -> Any:
+    return [collections.deque([1, (2, [3])], maxlen=3), collections.deque([torch.ones(2)])]
+
+
 def _deep() -> Any:
     state: Any = torch.ones(1)
     for level in range(150):
@@ -235,6 +268,10 @@ STATES: dict[str, Callable[[], Any]] = {
     "random states": _random_states,
     "containers": _containers,
     "deep": _deep,
+    "attributes": _attributes,
+    "more keys": _more_keys,
+    "times": _times,
+    "deques": _deques,
     "beside __main__": _beside_main,
     "no dict": lambda: [1, 2],
     "one tensor": lambda: torch.ones(3),
@@ -326,6 +363,45 @@ def test_quantized_tensors_load(path: Path) -> None:
         assert (one.dtype, one.qscheme()) == (saved.dtype, saved.qscheme())
 
 
+@pytest.mark.parametrize("columns", [4, 5])
+def test_quantized_tensors_of_several_elements_a_byte_load(columns: int, path: Path) -> None:
+    values, ones = torch.rand(3, columns), torch.ones(3)
+    made = torch.quantize_per_channel(values, ones, torch.zeros(3), 0, torch.quint4x2)
+
+    checked, unchecked = load_both({"model_state_dict": {"w": made}}, path)
+
+    one, other = checked["model_state_dict"]["w"], unchecked["model_state_dict"]["w"]
+    assert repr(one) == repr(other) == repr(made)
+    assert genesis.validate_checkpoint(path) == (True, "Checkpoint is valid")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype:UserWarning")
+def test_nested_tensors_load(path: Path) -> None:
+    made = torch.nested.nested_tensor([torch.ones(2, 3), torch.arange(6.0).reshape(3, 2)])
+
+    checked, _ = load_both({"model_state_dict": {"w": made}}, path)
+
+    for one, saved in zip(checked["model_state_dict"]["w"].unbind(), made.unbind(), strict=True):
+        assert_same(saved, one)
+    assert genesis.validate_checkpoint(path) == (True, "Checkpoint is valid")
+
+
+def test_jagged_tensors_load_and_go_on_sharing_their_offsets(path: Path) -> None:
+    nested = pytest.importorskip("torch.nested._internal.nested_tensor")
+    if not hasattr(nested, "_rebuild_njt"):
+        pytest.skip("this torch pickles jagged tensors in another way")
+    values, offsets = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 2, 6])
+    made = torch.nested.nested_tensor_from_jagged(values, offsets)
+
+    checked, _ = load_both({"model_state_dict": {"a": made, "b": made * 2}}, path)
+
+    one, other = checked["model_state_dict"].values()
+    for part, saved in zip(one.unbind(), made.unbind(), strict=True):
+        assert_same(saved, part)
+    assert (one + other).values().tolist() == (values * 3).tolist()
+    assert genesis.validate_checkpoint(path) == (True, "Checkpoint is valid")
+
+
 def test_meta_tensors_load(path: Path) -> None:
     checked, _ = load_both(torch.empty(2, 3, device="meta"), path)
 
@@ -339,6 +415,36 @@ def test_jax_arrays_load(path: Path) -> None:
 
     assert type(checked["w"]) is type(unchecked["w"])
     assert checked["w"].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_weakly_typed_values_and_typed_keys_of_jax_load(path: Path) -> None:
+    jax = pytest.importorskip("jax")
+    keys = [
+        jax.random.key(3),
+        jax.random.split(jax.random.key(3), 2),
+        jax.random.key(1, impl="rbg"),
+    ]
+
+    checked, _ = load_both({"weak": jax.numpy.add(1.0, 2.0), "keys": keys}, path)
+
+    assert checked["weak"].weak_type
+    assert checked["weak"] == 3
+    for loaded, saved in zip(checked["keys"], keys, strict=True):
+        assert (loaded.dtype, loaded.shape) == (saved.dtype, saved.shape)
+        assert jax.random.key_data(loaded).tolist() == jax.random.key_data(saved).tolist()
+
+
+def test_states_of_optax_and_flax_load(path: Path) -> None:
+    jax, optax = pytest.importorskip("jax"), pytest.importorskip("optax")
+    weights = {"w": jax.numpy.ones((2, 3)), "b": jax.numpy.zeros(3)}
+    used = optax.chain(optax.clip(1.0), optax.inject_hyperparams(optax.adamw)(1e-3))
+
+    checked, _ = load_both(used.init(weights), path)
+
+    assert jax.tree.structure(checked) == jax.tree.structure(used.init(weights))
+    core = pytest.importorskip("flax").core
+    checked, _ = load_both(core.freeze({"inner": {"w": 1}}), path)
+    assert checked == core.freeze({"inner": {"w": 1}})
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -705,6 +811,83 @@ def test_a_refusal_writes_nothing_to_the_terminal() -> None:
 
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
+
+
+def test_class_methods_are_registered_and_what_is_missing_is_named(path: Path) -> None:
+    """pickle names them by a call of getattr, which nobody has to register."""
+    zone = zoneinfo.ZoneInfo("UTC")
+    state = {"at": datetime.datetime(2020, 1, 2, tzinfo=zone)}
+    genesis.save(state, path, clear=False)
+
+    with pytest.raises(genesis.UnsafeLoadError, match="not on the list") as caught:
+        genesis.load(path, weights_only=True)
+    assert "zoneinfo.ZoneInfo._unpickle" in caught.value.refused
+    assert "builtins.getattr" not in caught.value.refused
+
+    genesis.add_safe_globals([zoneinfo.ZoneInfo._unpickle])
+    assert genesis.load(path, weights_only=True) == state
+
+
+class Marked(torch.Tensor):
+    pass
+
+
+def test_a_class_of_tensors_is_registered_and_nothing_of_torch_beside_it(path: Path) -> None:
+    tensor = torch.ones(2).as_subclass(Marked)
+    tensor.note = [1]  # type: ignore[attr-defined]
+    genesis.save({"t": tensor}, path)
+
+    with pytest.raises(genesis.UnsafeLoadError, match="not on the list") as caught:
+        genesis.load(path, weights_only=True)
+    assert caught.value.refused == (f"{Marked.__module__}.Marked",)
+
+    genesis.add_safe_globals([Marked])
+    loaded = genesis.load(path, weights_only=True)["t"]
+    assert (type(loaded), loaded.note, loaded.tolist()) == (Marked, [1], [1, 1])
+
+
+def test_what_a_registered_class_holds_is_left_as_it_is(path: Path) -> None:
+    genesis.save({"c": Config(1, collections.defaultdict(list, a=[1]))}, path, clear=False)  # type: ignore[arg-type]
+    genesis.add_safe_globals([Config])
+
+    assert genesis.load(path, weights_only=True)["c"].layers == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    "gadget",
+    [
+        eval,
+        getattr,
+        setattr,
+        os.system,
+        subprocess.Popen,
+        functools.partial,
+        operator.attrgetter,
+        types.FunctionType,
+        pickle.loads,
+        dill.loads,
+        dill._dill._create_code,
+        torch.load,
+        np.load,
+        genesis.load,
+        (eval, "harmless.name"),
+        (Config, "builtins.eval"),
+    ],
+    ids=str,
+)
+def test_what_runs_code_is_not_registered(gadget: Any) -> None:
+    with pytest.raises(ValueError, match="runs code that a file chooses"):
+        genesis.add_safe_globals([gadget])
+    with pytest.raises(ValueError, match="runs code"), genesis.safe_globals([gadget]):
+        pass
+
+
+def test_no_message_proposes_to_register_what_runs_code(path: Path) -> None:
+    for state in ({"f": lambda: 1}, {"c": type("Made", (), {"f": lambda self: 1})()}):
+        genesis.save(state, path)
+        with pytest.raises(genesis.UnsafeLoadError, match="the file holds code") as caught:
+            genesis.load(path, weights_only=True)
+        assert "add_safe_globals" not in str(caught.value)
 
 
 def test_objects_in_arrays_are_refused(path: Path) -> None:

@@ -12,16 +12,16 @@ outline    structure without values, for any pickle at all
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
 from .._interrupts import CollectorPaused
+from .gadgets import is_gadget
 from .machine import Machine, MalformedError, RefusedError
 from .outline import ArrayInfo, Opaque, arrays, global_names, outline
-from .site import Site
+from .site import Site, require
 from .strict import StrictWorld, listed, survey
 
 __all__ = [
@@ -38,6 +38,10 @@ __all__ = [
 
 _MAX_NAMES: Final = 1000
 _MAX_MESSAGE: Final = 400
+_HOLDS_CODE: Final = (
+    "the file holds code, which no registration makes safe: load it with weights_only=False "
+    "if you trust whoever wrote it, or save it again without functions and classes of a script"
+)
 
 _safe_globals: dict[str, Any] = {}
 """Replaced as a whole, never changed, so that a load in another thread sees one state of it."""
@@ -51,8 +55,12 @@ def add_safe_globals(objs: Iterable[Callable[..., Any] | tuple[Callable[..., Any
     nothing by one.
 
     Args:
-        objs: classes and functions, or pairs of one and the name that files know it by
-            (``"module.name"``).
+        objs: classes, functions and class methods, or pairs of one and the name that files know
+            it by (``"module.name"``).
+
+    Raises:
+        TypeError: something else is among them.
+        ValueError: something is known to run code, as ``eval`` and what is of ``os`` or dill.
     """
     global _safe_globals
     _safe_globals = _safe_globals | dict(map(_named, objs))
@@ -62,7 +70,24 @@ def _named(obj: Any) -> tuple[str, Any]:
     thing, name = obj if isinstance(obj, tuple) and len(obj) == 2 else (obj, None)
     if not callable(thing) or not isinstance(name, str | None):
         raise TypeError(f"{obj!r} is no class, no function and no pair of one and a name")
-    return name or f"{thing.__module__}.{thing.__qualname__}", thing
+    for path in (_path_of(thing), name or ""):
+        if is_gadget(path) and (path.endswith(".getattr") or not _is_listed(path)):
+            raise ValueError(f"{path} runs code that a file chooses, so it cannot be made safe")
+    return name or _path_of(thing), thing
+
+
+def _path_of(thing: Any) -> str:
+    """How a pickle names it; of a class method, its class and its name."""
+    owner = getattr(thing, "__self__", None)
+    if isinstance(owner, type):
+        return f"{owner.__module__}.{owner.__qualname__}.{thing.__name__}"
+    return f"{thing.__module__}.{thing.__qualname__}"
+
+
+def _is_listed(path: str) -> bool:
+    """Whether a file's use of this name is judged by us, so that registering it changes little."""
+    parts = path.split(".")
+    return any(listed(".".join(parts[:n]), ".".join(parts[n:])) for n in range(1, len(parts)))
 
 
 @contextmanager
@@ -114,8 +139,8 @@ def load(
         UnsafeLoadError: the skeleton asks for more than plain data.
         CorruptCheckpointError: it is no pickle.
     """
-    site = Site(data, len(skeleton), map_location)
-    world = StrictWorld(site, _safe_globals)
+    site = Site(data, len(skeleton), map_location, _safe_globals)
+    world = StrictWorld(site)
     machine = Machine(skeleton, world, world.memo())
     reached: Container[int] = ()
     pause = CollectorPaused()
@@ -124,16 +149,18 @@ def load(
             value = machine.run()
             if machine.left:
                 raise MalformedError("the stream goes on after STOP")
-            reached = survey(value)
+            reached = survey([value, *site.given], site.records)
+            require(not site.unfinished, "something is begun and never finished")
     except MalformedError as exc:
         raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc
     except RefusedError as exc:
         refused = _refused(skeleton, exc, with_region=data is not None)
         problem = _message(exc, refused)
         offset = base_offset + machine.start
-        raise UnsafeLoadError(path, problem, offset, exc.hint, refused) from exc
+        hint = _HOLDS_CODE if any(map(is_gadget, refused)) else exc.hint
+        raise UnsafeLoadError(path, problem, offset, hint, refused) from exc
     finally:
-        _take_apart(site.defaultdicts, reached)
+        _take_apart(site.fragile, reached)
     return value
 
 
@@ -156,8 +183,8 @@ def _message(exc: RefusedError, refused: tuple[str, ...]) -> str:
     return harmless if len(harmless) <= _MAX_MESSAGE else harmless[:_MAX_MESSAGE] + "..."
 
 
-def _take_apart(made: list[defaultdict[Any, Any]], reached: Container[int]) -> None:
-    """Empty what is about to be freed, one by one: see `Site.defaultdicts`."""
+def _take_apart(made: list[Any], reached: Container[int]) -> None:
+    """Empty what is about to be freed, one by one: see `Site.fragile`."""
     for each in made:
         if id(each) not in reached:
             each.clear()

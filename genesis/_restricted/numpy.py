@@ -132,6 +132,45 @@ def _jax_array(site: Site, array: Any) -> object:
     return asarray(array)
 
 
+@builds("jax._src.array _reconstruct_array")
+def _jax_array_of_its_own(site: Site, begin: Any, arguments: Any, state: Any, kind: Any) -> object:
+    """As JAX reduces it: of a weak type, mostly."""
+    begun = type(begin) is Token and begin.name.endswith(".multiarray _reconstruct")
+    require(begun and type(arguments) is tuple, "a JAX array that is begun in another way")
+    weak = kind.get("weak_type", False) if type(kind) is dict else None
+    require(len(kind or ()) <= 1 and type(weak) is bool, "a JAX array of another kind")
+    array: Any = _unfinished_array(site, *arguments)
+    site.finish(array, state)
+    made: Any = _jax_array(site, array)
+    if weak:
+        made.aval = made.aval.update(weak_type=True)
+    return made
+
+
+@builds("jax._src.random.prng PRNGImpl", "jax._src.prng PRNGImpl", new=True)
+def _jax_generator(site: Site, shape: object, *rest: Any) -> object:
+    """Its name stands for it: the functions beside it are JAX's own under that name."""
+    name = rest[4] if len(rest) == 6 else None
+    require(type(name) is str, "a generator of other parts")
+    return Token(f"jax.random {name}")
+
+
+@builds("jax._src.random.prng PRNGKeyArray", "jax._src.prng PRNGKeyArray", new=True)
+def _jax_keys(site: Site) -> object:
+    made = object.__new__(framework("jax._src.random.prng").PRNGKeyArray)
+    site.unfinished[id(made)] = made, _finish_jax_keys
+    return made
+
+
+def _finish_jax_keys(site: Site, keys: Any, state: Any) -> None:
+    require(type(state) is dict, "typed keys of other parts")
+    kind, base = state.get("_impl"), state.get("_base_array")
+    known = type(kind) is Token and kind.name.startswith("jax.random ")
+    require(known and isinstance(base, framework("jax").Array), "typed keys of other parts")
+    sound = framework("jax.random").wrap_key_data(base, impl=kind.name.partition(" ")[2])
+    vars(keys).update(vars(sound))
+
+
 @builds("numpy.core.multiarray scalar", "numpy._core.multiarray scalar")
 def _scalar(site: Site, dtype: Any, content: Any) -> object:
     _check_dtype(site, dtype, "the dtype of a scalar")

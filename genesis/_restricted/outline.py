@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 from .._errors import CorruptCheckpointError
 from .._interrupts import CollectorPaused
 from . import numpy, torch
-from .machine import Machine, MalformedError, RefusedError
+from .machine import MAX_NAME, Machine, MalformedError, RefusedError
 from .numpy import array_range
 from .site import CUDA, FROM_BUFFER, ExhaustedError, Site, brief, count_of, natural, naturals
 from .torch import check_view, storage_range
@@ -273,6 +273,41 @@ def _sparse_tensor(world: InertWorld, layout: object, data: Any) -> ArrayInfo:
     return ArrayInfo("torch", parts[-1].dtype, naturals(rest[-1]), parts[-1].offset, nbytes)
 
 
+def _packed(
+    world: InertWorld, storage: Any, offset: Any, size: Any, *rest: object
+) -> ArrayInfo | Shaped:
+    below = storage if isinstance(storage, _Storage) else None
+    if below is None or below.dtype not in torch.PACKED:
+        return _tensor(world, storage, offset, size, *rest)
+    nbytes = torch.packed_size(size, torch.PACKED[below.dtype], below.nbytes)
+    return ArrayInfo("torch", below.dtype, size, below.offset, nbytes)
+
+
+def _nested(world: InertWorld, buffer: Any, sizes: Any, *rest: object) -> ArrayInfo:
+    below, parts = _expect(ArrayInfo, buffer), _expect(ArrayInfo, sizes)
+    return ArrayInfo("torch", below.dtype, parts.shape[:1], below.offset, below.nbytes)
+
+
+def _jagged(world: InertWorld, parts: Any) -> ArrayInfo:
+    values, offsets = (_expect(ArrayInfo, parts[key]) for key in ("values", "offsets"))
+    shape = offsets.shape[0] - 1, *values.shape[1:]
+    return ArrayInfo("torch", values.dtype, shape, values.offset, values.nbytes)
+
+
+def _jax_array_of_its_own(
+    world: InertWorld, begin: object, arguments: object, state: Any, kind: object
+) -> Shaped:
+    return Shaped("jax.Array", state[1])
+
+
+def _method(world: InertWorld, owner: Any, name: Any) -> Opaque:
+    """How pickle names a class method."""
+    where = _expect(Opaque, owner).name
+    if type(name) is not str or len(where) + len(name) > MAX_NAME:
+        raise TypeError
+    return _expect(Opaque, world.named(where, name))
+
+
 def _of_subclass(
     world: InertWorld, function: Any, kind: object, arguments: Any, *state: object
 ) -> object:
@@ -357,7 +392,12 @@ _READERS: Final[dict[str, Callable[..., object]]] = {
     "torch.multiprocessing.reductions.rebuild_typed_storage": _typed,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
-    "torch._utils._rebuild_qtensor": _tensor,
+    "torch._utils._rebuild_qtensor": _packed,
+    "torch._utils._rebuild_nested_tensor": _nested,
+    "torch.nested._internal.nested_tensor._rebuild_njt": _jagged,
+    "jax._src.array._reconstruct_array": _jax_array_of_its_own,
+    "builtins.getattr": _method,
+    "collections.deque": lambda world, items=(), length=None: [],
     "torch._utils._rebuild_meta_tensor_no_storage": _meta_tensor,
     "torch._utils._rebuild_sparse_tensor": _sparse_tensor,
     "torch._utils._rebuild_parameter": _first,

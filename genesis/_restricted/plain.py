@@ -5,11 +5,23 @@ Nothing here takes an argument on trust: iterables are exactly lists, keys are s
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any, Final
 
-from .machine import RefusedError
-from .site import ARGUMENTS, CONSTRUCTORS, Site, Token, brief, builds, require
+from .machine import MAX_NAME, RefusedError
+from .site import (
+    ARGUMENTS,
+    CONSTRUCTORS,
+    NOT_LISTED,
+    Site,
+    Token,
+    brief,
+    builds,
+    framework,
+    natural,
+    require,
+)
 
 FACTORIES: Final = {
     f"{module} {kind.__name__}": kind
@@ -29,7 +41,7 @@ def _ordered_dict(site: Site) -> object:
 @builds("collections defaultdict")
 def _defaultdict(site: Site, factory: object = None) -> object:
     made: defaultdict[Any, Any] = defaultdict(None if factory is None else _factory(factory))
-    site.defaultdicts.append(made)
+    site.fragile.append(made)
     return made
 
 
@@ -47,6 +59,17 @@ def _counter(site: Site, counts: object = None) -> object:
     site.charge(16 * len(counts))
     made: Counter[Any] = Counter()
     dict.update(made, counts)  # whose keys were checked when they were put there
+    return made
+
+
+@builds("flax.core.frozen_dict FrozenDict")
+def _frozen_dict(site: Site, content: Any) -> object:
+    """Without its own constructor, which copies what is shared once for each place."""
+    require(type(content) is dict, f"{brief(content)} as the content of a FrozenDict")
+    site.give(content)
+    made: Any = object.__new__(framework("flax.core.frozen_dict").FrozenDict)
+    object.__setattr__(made, "_dict", content)
+    object.__setattr__(made, "_hash", None)
     return made
 
 
@@ -110,6 +133,61 @@ def _range(site: Site, start: object, stop: object, step: object) -> object:
     if type(start) is not int or type(stop) is not int or type(step) is not int:
         raise RefusedError("a range of no integers")
     return range(start, stop, step)
+
+
+@builds("builtins getattr", "__builtin__ getattr")
+def _method(site: Site, owner: object = None, name: object = None, *rest: object) -> object:
+    """How pickle names a class method. Nothing is looked up: it is registered under this name."""
+    path = f"{brief(owner)}.{name}" if type(name) is str and not rest else "builtins.getattr"
+    if isinstance(owner, type):
+        path = f"{owner.__module__}.{owner.__qualname__}.{name}"
+    if path not in site.safe:
+        raise RefusedError(NOT_LISTED, path[:MAX_NAME])
+    return site.safe[path]
+
+
+@builds("collections deque")
+def _deque(site: Site, items: object = (), length: object = None) -> object:
+    require(items == () and type(items) is tuple, "a deque that is begun with items")
+    made: deque[Any] = deque(maxlen=None if length is None else natural(length))
+    site.fragile.append(made)
+    return made
+
+
+# Times, as their own reductions write them: bytes that the class itself judges ----------------
+
+
+def _time(kind: Any, size: int) -> Any:
+    def build(site: Site, content: Any, zone: object = None) -> object:
+        require(
+            type(content) is bytes and len(content) == size, f"a {kind.__name__} of other parts"
+        )
+        require(zone is None or isinstance(zone, tzinfo), f"{brief(zone)} as a time zone")
+        return kind(content) if zone is None else kind(content, zone)
+
+    return build
+
+
+CONSTRUCTORS.update(
+    {
+        "datetime date": _time(date, 4),
+        "datetime time": _time(time, 6),
+        "datetime datetime": _time(datetime, 10),
+    }
+)
+
+
+@builds("datetime timedelta")
+def _timedelta(site: Site, days: object, seconds: object, microseconds: object) -> object:
+    numbers = days, seconds, microseconds
+    require(set(map(type, numbers)) == {int}, "a timedelta of no integers")
+    return timedelta(*numbers)  # type: ignore[arg-type]
+
+
+@builds("datetime timezone")
+def _timezone(site: Site, offset: Any, name: Any = "") -> object:
+    require(type(offset) is timedelta and type(name) is str, "a time zone of other parts")
+    return timezone(offset, name) if name else timezone(offset)
 
 
 @builds("dill._dill _load_type")

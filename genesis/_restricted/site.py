@@ -6,8 +6,8 @@ Holds the data region, the budgets and the list of constructors. It builds nothi
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from itertools import chain
@@ -31,6 +31,11 @@ CUDA: Final = "torch.storage _StorageBase.cuda"
 _SCALARS: Final = frozenset((str, int, float, complex, bytes, bool, type(None)))
 _NUMPY_KINDS: Final = "biufcSUmM"
 """Kinds of NumPy scalars that are hashed as what they stand for, without other objects."""
+
+
+_TORCH_KEYS: Final = frozenset(
+    ("dtype", "device", "layout", "memory_format", "qscheme", "Size", "_DimRange")
+)
 
 
 class ExhaustedError(RefusedError):
@@ -68,11 +73,24 @@ CONSTANTS: Final[dict[str, tuple[str, str]]] = {}
 """Globals that are values: ``"module name"`` to the module and attribute of the value."""
 
 
-def builds(*names: str) -> Callable[[Constructor], Constructor]:
-    """Put a constructor on the list."""
+INSTANCES: Final[set[str]] = set()
+"""Those of `CONSTRUCTORS` that NEWOBJ calls: classes."""
+
+INERT_MODULES: Final = "jax._src.prng", "jax._src.random."
+"""Functions of these are arguments too: what a typed key of JAX names beside its own name."""
+
+RECORDS: Final = frozenset(("optax", "flax", "chex"))
+"""Libraries whose named tuples are states."""
+
+NOT_LISTED: Final = "a global that is not on the list"
+
+
+def builds(*names: str, new: bool = False) -> Callable[[Constructor], Constructor]:
+    """Put a constructor on the list, of a class that NEWOBJ makes with `new`."""
 
     def register(constructor: Constructor) -> Constructor:
         CONSTRUCTORS.update(dict.fromkeys(names, constructor))
+        INSTANCES.update(names if new else ())
         return constructor
 
     return register
@@ -115,16 +133,24 @@ class Site:
         data: the data region or a buffer of it, ``None`` where there is none.
         text_size: bytes of the skeleton.
         map_location: where tensors go.
+        safe: what a person registered, by ``"module.name"``.
     """
 
-    def __init__(self, data: Any, text_size: int, map_location: Any) -> None:
+    def __init__(
+        self, data: Any, text_size: int, map_location: Any, safe: Mapping[str, Any] | None = None
+    ) -> None:
+        self.safe = safe or {}
+        self.given: list[object] = []
+        """What went into things that a walk of the result does not enter: attributes, arguments."""
+        self.records: set[type] = set()
+        """Classes of named tuples that were made."""
         self.data = data if data is None or isinstance(data, Region) else Region(data)
         self.size = 0 if self.data is None else self.data.size
         self.rest = None if self.data is None else self.data.rest()
         self.map_location = map_location
         self.storages: dict[tuple[int, int], object] = {}
         """By offset and size: those of the same bytes are one."""
-        self.defaultdicts: list[defaultdict[Any, Any]] = []
+        self.fragile: list[defaultdict[Any, Any] | deque[Any]] = []
         """Every one that was made. CPython frees a deep nest of them by recursion in C, which
         overflows the stack; while they stand here, none is freed."""
         self.structures: dict[int, tuple[object, int, int]] = {}
@@ -136,6 +162,7 @@ class Site:
         # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
         self._left = 4 * self.size + 32 * text_size + 65_536
         self._hashes: dict[int, tuple[object, dict[int, int]]] = {}
+        self._copies: dict[int, tuple[Any, Any]] = {}
         self._tuples: dict[int, tuple[Any, ...]] = {}
         """Tuples that were keys, by id."""
 
@@ -144,6 +171,22 @@ class Site:
         self._left -= size
         if self._left < 0:
             raise ExhaustedError("more is copied than the file holds")
+
+    def knows(self, thing: object) -> bool:
+        """Whether somebody registered it."""
+        return any(thing is each for each in self.safe.values())
+
+    def give(self, thing: object) -> None:
+        """Note what is out of sight from now on. It is walked with the rest in the end, and until
+        then pays for what it holds now."""
+        self.charge(16)
+        self.given.append(thing)
+
+    def copied(self, part: Any, copy: Callable[[Site, Any], Any]) -> Any:
+        """One copy of a part, however often it is used: what shares it goes on sharing."""
+        if id(part) not in self._copies:
+            self._copies[id(part)] = part, copy(self, part)
+        return self._copies[id(part)][1]
 
     def finish(self, thing: object, state: object) -> None:
         """BUILD for what a constructor left unfinished."""
@@ -165,6 +208,8 @@ class Site:
         kinds.discard(str)
         if not kinds or (kinds == {int} and _are_small(keys)):
             return  # at most two small integers share a hash: -1 and -2
+        if self.unfinished:
+            require(self.unfinished.keys().isdisjoint(map(id, keys)), "a key that is not finished")
         if tuple in kinds:
             self._check_tuples([key for key in keys if type(key) is tuple])
         _check_scalars([key for key in keys if type(key) is not tuple])
@@ -191,6 +236,8 @@ class Site:
         longest = max(map(len, new), default=0)
         require(longest <= MAX_TUPLE_KEY, f"a key is a tuple of {longest:,}")
         parts = list(chain.from_iterable(new))
+        if self.unfinished:
+            require(self.unfinished.keys().isdisjoint(map(id, parts)), "a key that is not finished")
         require(tuple not in set(map(type, parts)), "a key is a tuple with a tuple in it")
         _check_scalars(parts)
         self._tuples.update(zip(map(id, new), new, strict=True))
@@ -208,13 +255,20 @@ def _check_scalars(keys: list[Any]) -> None:
         require(bits <= MAX_KEY_BITS, "a key is a huge number")
     if not kinds <= _SCALARS:
         for key in keys:
-            require(type(key) in _SCALARS or _is_numpy_scalar(key), f"a key is {brief(key)}")
+            require(type(key) in _SCALARS or _is_constant(key), f"a key is {brief(key)}")
 
 
-def _is_numpy_scalar(key: Any) -> bool:
-    if type(key).__module__ != "numpy":
+def _is_constant(key: Any) -> bool:
+    """A scalar or a dtype of NumPy, or one of torch's small values: all hashed without others."""
+    module = type(key).__module__
+    if module in ("torch", "torch._dynamo.decorators"):
+        return type(key).__name__ in _TORCH_KEYS
+    if not module.startswith("numpy"):
         return False
-    return isinstance(key, framework("numpy").generic) and key.dtype.kind in _NUMPY_KINDS
+    np = framework("numpy")
+    if isinstance(key, np.dtype):
+        return not key.hasobject and key.names is None and key.subdtype is None
+    return isinstance(key, np.generic) and key.dtype.kind in _NUMPY_KINDS
 
 
 def require(condition: bool, problem: str) -> None:

@@ -7,9 +7,11 @@ registered class or function made for this file.
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+import sys
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from enum import Enum
+from functools import cache
 from itertools import chain
 from typing import Any, Final
 
@@ -20,11 +22,16 @@ from .site import (
     CONSTANTS,
     CONSTRUCTORS,
     FROM_BUFFER,
+    INERT_MODULES,
+    INSTANCES,
+    NOT_LISTED,
+    RECORDS,
     REGION,
     Site,
     Token,
     attribute,
     brief,
+    framework,
     require,
 )
 
@@ -37,15 +44,39 @@ _LISTS: Final = numpy, plain, torch
 """These modules fill the list when they are imported."""
 
 _MAPPINGS: Final = frozenset((dict, OrderedDict, defaultdict))
-_SEQUENCES: Final = frozenset((list, tuple))
-_MET: Final = _MAPPINGS | _SEQUENCES | {Token}
-"""What a walk stops at: everything else holds nothing of the file."""
+_SEQUENCES: Final = frozenset((list, tuple, deque))
+_OTHERS: Final = _MAPPINGS | {Token}
+"""What else a walk stops at: everything but these and sequences holds nothing of the file."""
 
 
 def listed(module: str, name: str) -> bool:
     """Whether a global stands on the list."""
     key = f"{module} {name}"
-    return key in CONSTRUCTORS or key in CONSTANTS or key in ARGUMENTS
+    return (
+        key in CONSTRUCTORS
+        or key in CONSTANTS
+        or key in ARGUMENTS
+        or module.startswith(INERT_MODULES)
+    )
+
+
+@cache
+def record_class(module: str, name: str) -> type | None:
+    """The class of a named tuple in a library of states, ``None`` if it is none.
+
+    The library is imported by its own name, and its modules are only looked at: a file gets no
+    module imported.
+    """
+    root = module.partition(".")[0]
+    if root not in RECORDS:
+        return None
+    try:
+        framework(root)
+    except ImportError:
+        return None
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    plain = isinstance(found, type) and found.__bases__ == (tuple,) and hasattr(found, "_fields")
+    return found if plain else None
 
 
 class StrictWorld:
@@ -53,15 +84,16 @@ class StrictWorld:
 
     Args:
         site: where things are built.
-        safe: what a person registered, by ``"module.name"``.
     """
 
     strict = True
 
-    def __init__(self, site: Site, safe: Mapping[str, Any]) -> None:
+    def __init__(self, site: Site) -> None:
         self._site = site
-        self._safe = safe
-        self._registered = {id(thing) for thing in safe.values()}
+        self._safe = site.safe
+        self._registered = {id(thing) for thing in site.safe.values()}
+        self._owners = {path.rpartition(".")[0] for path in site.safe}
+        self._named: dict[tuple[str, str], object] = {}
         self._made: dict[int, object] = {}
         """What registered classes and functions made, by id. Only this is given a state or items:
         tensors and dtypes look as if they were of a registered class, if somebody registered it."""
@@ -73,13 +105,21 @@ class StrictWorld:
     def named(self, module: str, name: str) -> object:
         """The list comes first: people register ``numpy.ndarray`` out of habit, and what is listed
         is built from judged arguments."""
+        found = self._named.get((module, name))
+        if found is None:
+            found = self._named[module, name] = self._find(module, name)
+        return found
+
+    def _find(self, module: str, name: str) -> object:
         path = f"{module}.{name}"
         if listed(module, name):
             where = CONSTANTS.get(f"{module} {name}")
             return _attempt(path, attribute, *where) if where else Token(f"{module} {name}")
-        if path not in self._safe:
-            raise RefusedError("a global that is not on the list", path)
-        return self._safe[path]
+        if path in self._safe:
+            return self._safe[path]
+        if path in self._owners or record_class(module, name):
+            return Token(f"{module} {name}")
+        raise RefusedError(NOT_LISTED, path)
 
     def call(self, function: Any, arguments: Any) -> object:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
@@ -93,12 +133,24 @@ class StrictWorld:
 
     def new(self, cls: Any, arguments: Any, keywords: Any) -> object:
         real = self._real(cls)
+        if type(real) is Token and not keywords:
+            if real.name in INSTANCES:
+                return self.call(real, arguments)
+            if found := record_class(*real.name.split(" ")):
+                return self._record(found, arguments)
         if not isinstance(real, type) or id(real) not in self._registered:
             raise RefusedError(f"an instance of {brief(cls)}", "NEWOBJ")
         require(type(arguments) is tuple and type(keywords) is dict, "a call of other arguments")
-        survey(keywords, self._site)
+        self._give(keywords)
         values = self._judged(arguments)
         return self._make("a registered class", real.__new__, real, *values, **keywords)
+
+    def _record(self, cls: type, arguments: Any) -> object:
+        """A named tuple, without a call of anything of its class."""
+        fits = type(arguments) is tuple and len(arguments) == len(cls._fields)  # type: ignore[attr-defined]
+        require(fits, f"a {cls.__name__} of other fields")
+        self._site.records.add(cls)
+        return tuple.__new__(cls, arguments)
 
     def _make(self, what: str, function: Callable[..., object], *arguments: Any, **kw: Any) -> Any:
         made = _attempt(what, function, *arguments, **kw)
@@ -113,14 +165,14 @@ class StrictWorld:
         elif id(thing) in self._site.unfinished:
             _attempt(f"the state of {brief(thing)}", self._site.finish, thing, state)
         elif id(thing) in self._made:
-            survey(state, self._site)
+            self._give(state)
             _attempt("the state of a registered class", _set_state, thing, state)
         else:
             raise RefusedError(f"the state of {brief(thing)} is set", "BUILD")
         return thing
 
     def append(self, target: Any, items: list[Any]) -> None:
-        if type(target) is list:
+        if type(target) is list or type(target) is deque:
             target.extend(items)
         elif id(target) in self._made:
             _attempt("a registered class", _append, target, self._judged(items))
@@ -156,8 +208,12 @@ class StrictWorld:
     def _judged(self, values: Iterable[Any]) -> tuple[Any, ...]:
         """What registered code is given: no stand-ins, and no nest that overflows a stack."""
         real = tuple(map(self._real, values))
-        survey(real, self._site)
+        self._give(real)
         return real
+
+    def _give(self, thing: object) -> None:
+        survey(thing, self._site.records, self._site)
+        self._site.give(thing)
 
 
 def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keywords: Any) -> Any:
@@ -193,26 +249,29 @@ def _set_state(thing: Any, state: Any) -> None:
         setattr(thing, name, value)
 
 
-def survey(root: object, site: Site | None = None) -> Container[int]:
+def survey(root: object, records: set[type], site: Site | None = None) -> Container[int]:
     """Walk all containers of `root`, each once; return their ids.
 
     A container within itself is no deeper for that: plain data may be cyclic.
 
     Args:
+        records: classes of named tuples that are entered too.
         site: what pays for the walk, where a file can ask for the same walk again.
 
     Raises:
         RefusedError: too deep, too much when walked without a memory, or a bare global.
     """
-    found = _survey_tree(root, site)
-    return found if found is not None else _survey_graph(root, site)
+    sequences = _SEQUENCES | records
+    found = _survey_tree(root, sequences, site)
+    return found if found is not None else _survey_graph(root, sequences, site)
 
 
-def _survey_tree(root: object, site: Site | None) -> set[int] | None:
+def _survey_tree(root: object, sequences: frozenset[type], site: Site | None) -> set[int] | None:
     """Level by level, at the speed of C: whoever walks a tree meets each part once. ``None`` where
     a container stands in two places, which is no tree."""
     found: set[int] = set()
-    level: list[Any] = [root] if type(root) in _MET else []
+    entered = _OTHERS | sequences
+    level: list[Any] = [root] if type(root) in entered else []
     parts: Iterable[Any]
     for _ in range(MAX_DEPTH + 1):
         if not level:
@@ -226,11 +285,11 @@ def _survey_tree(root: object, site: Site | None) -> set[int] | None:
             return None
         if site is not None:
             site.charge(sum(map(len, level)) + len(level))
-        if kinds <= _SEQUENCES:
+        if kinds <= sequences:
             parts = chain.from_iterable(level)
         else:
             parts = chain.from_iterable(map(_parts, level))
-        level = [part for part in parts if type(part) in _MET and part != ()]
+        level = [part for part in parts if type(part) in entered and part != ()]
     raise RefusedError(f"containers nested more than {MAX_DEPTH:,} deep")
 
 
@@ -257,13 +316,13 @@ class _Visit:
         require(self.expansion <= MAX_EXPANSION, "containers that hold each other many times over")
 
 
-def _survey_graph(root: object, site: Site | None) -> Container[int]:
+def _survey_graph(root: object, sequences: frozenset[type], site: Site | None) -> Container[int]:
     """From the inside out, with height and expansion of each container."""
     measured: dict[int, tuple[int, int]] = {}
     visits = [_Visit(0, iter((root,)))]
     while visits:
         visit = visits[-1]
-        inner = _next_unmeasured(visit, measured)
+        inner = _next_unmeasured(visit, measured, sequences)
         if inner is not None:
             measured[id(inner)] = 0, 0
             if site is not None:
@@ -278,16 +337,19 @@ def _survey_graph(root: object, site: Site | None) -> Container[int]:
     return measured
 
 
-def _next_unmeasured(visit: _Visit, measured: dict[int, tuple[int, int]]) -> Any:
+def _next_unmeasured(
+    visit: _Visit, measured: dict[int, tuple[int, int]], sequences: frozenset[type]
+) -> Any:
     """The next part that has to be visited. What holds no container is measured on the way."""
+    entered = _OTHERS | sequences
     for part in visit.parts:
-        if type(part) not in _MET:
+        if type(part) not in entered:
             visit.expansion += 1
         elif type(part) is Token:
             raise _bare_global((part,))
         elif id(part) in measured:
             visit.absorb(*measured[id(part)])
-        elif type(part) in _SEQUENCES and _MET.isdisjoint(map(type, part)):
+        elif type(part) in sequences and entered.isdisjoint(map(type, part)):
             measured[id(part)] = size = 0, 1 + len(part)
             visit.absorb(*size)
         else:

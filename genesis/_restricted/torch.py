@@ -1,22 +1,27 @@
 """torch storages, tensors, dtypes and devices of an untrusted skeleton.
 
 torch checks little of what its rebuilding functions are given, so every range is compared with its
-storage here. It builds no tensor subclass, sets no attribute, and unpickles nothing nested.
+storage here. It builds only registered tensor subclasses, sets no attribute that a tensor has, and
+unpickles nothing nested.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 from typing import Any, Final
 
 from .._region import Region
 from .machine import RefusedError
 from .site import (
+    ARGUMENTS,
+    CONSTRUCTORS,
     CUDA,
     FROM_BUFFER,
     MAX_INT,
     REGION,
     Site,
+    Token,
     brief,
     builds,
     check_range,
@@ -38,6 +43,8 @@ DTYPES: Final = {
         (1, "bool uint8 int8 quint8 qint8 float8_e4m3fn float8_e4m3fnuz float8_e5m2"),
         (1, "float8_e5m2fnuz float8_e8m0fnu float4_e2m1fn_x2"),
         (1, "uint1 uint2 uint3 uint4 uint5 uint6 uint7 int1 int2 int3 int4 int5 int6 int7"),
+        (1, "bits8 bits1x8 bits2x4 bits4x2 quint4x2 quint2x4"),
+        (2, "bits16"),
         (2, "uint16 int16 float16 bfloat16"),
         (4, "uint32 int32 float32 complex32 qint32"),
         (8, "uint64 int64 float64 complex64"),
@@ -45,9 +52,34 @@ DTYPES: Final = {
     )
     for name in names.split()
 }
-"""Bytes an element. Quantized types of several elements a byte are left out: no bound of theirs can
-be computed from a shape."""
+"""Bytes an element; of `PACKED` types a byte holds several."""
 
+PACKED: Final = {"quint4x2": 2, "quint2x4": 4}
+"""Elements a byte. Each row begins with a byte of its own."""
+
+_TENSOR, _PARAMETER = "torch.Tensor", "torch.nn.parameter.Parameter"
+_JAGGED: Final = "torch.nested._internal.nested_tensor _rebuild_njt"
+_JAGGED_PARTS: Final = frozenset(
+    ("values", "offsets", "lengths", "_ragged_idx", "_metadata_cache", "requires_grad")
+)
+_REBUILDERS: Final = frozenset(
+    f"torch._utils _rebuild_{what}"
+    for what in [
+        "tensor_v2",
+        "tensor_v3",
+        "qtensor",
+        "sparse_tensor",
+        "meta_tensor_no_storage",
+        "nested_tensor",
+        "parameter",
+    ]
+) | {_JAGGED}
+"""What makes a tensor that is then given a class and attributes."""
+
+ARGUMENTS.update(
+    ("torch Tensor", "torch.nn.parameter Parameter"),
+    ("torch.nested._internal.nested_tensor NestedTensor",),
+)
 _ON_HOST: Final = "load it with map_location='cpu' where there is no such device"
 _METADATA: Final = "a tensor with metadata other than of a conjugated or negated view"
 _LAYOUTS: Final = frozenset(
@@ -56,6 +88,7 @@ _LAYOUTS: Final = frozenset(
 
 list_constants("torch", " ".join(DTYPES))
 list_constants("torch", "per_tensor_affine per_channel_affine per_channel_affine_float_qparams")
+list_constants("torch", "per_tensor_symmetric per_channel_symmetric")
 for _written_as in ("torch ", "torch._utils torch."):
     list_constants(
         "torch",
@@ -181,6 +214,14 @@ def _tensor_of_new_dtype(
     return torch._utils._rebuild_tensor_v3(storage, offset, size, stride, *rest)
 
 
+def packed_size(size: object, per_byte: int, room: int) -> int:
+    """Bytes of a tensor of several elements a byte, if it lies within `room` bytes."""
+    *rows, last = naturals(size) or (1,)
+    nbytes = count_of((*rows, -(-last // per_byte)))
+    require(nbytes <= room, f"a tensor ends at byte {nbytes:,} of {room:,}")
+    return nbytes
+
+
 def _check_view(storage: Any, dtype: Any, offset: object, size: object, stride: object) -> None:
     require(dtype not in _quantized(), "a quantized tensor without a quantizer")
     check_view(offset, size, stride, dtype.itemsize, storage.nbytes())
@@ -234,6 +275,108 @@ def _parameter(site: Site, data: Any, requires_grad: object, hooks: object) -> o
     return _torch()._utils._rebuild_parameter(data, flag(requires_grad), _hooks(hooks))
 
 
+@builds("torch._utils _rebuild_parameter_with_state")
+def _parameter_with_state(
+    site: Site, data: Any, requires_grad: object, hooks: object, state: object
+) -> object:
+    return _attach(site, _parameter(site, data, requires_grad, hooks), state)
+
+
+@builds("torch._tensor _rebuild_from_type_v2")
+def _tensor_of_type(site: Site, function: Any, kind: Any, arguments: Any, state: object) -> object:
+    """A tensor with attributes, or of a class that somebody registered."""
+    known = type(function) is Token and function.name in _REBUILDERS
+    require(known and type(arguments) is tuple, f"{brief(function)} in the place of a function")
+    made: Any = CONSTRUCTORS[function.name](site, *arguments)
+    if function.name == _JAGGED:
+        return made  # its state is what it was made of
+    listed = {_TENSOR: _torch().Tensor, _PARAMETER: _torch().nn.Parameter}
+    cls = listed.get(str(kind)) if type(kind) is Token else kind
+    if type(made) is not cls:
+        own = isinstance(cls, type) and issubclass(cls, _torch().Tensor) and site.knows(cls)
+        require(own, f"{brief(kind)} as the class of a tensor")
+        made = made.as_subclass(cls)
+    return _attach(site, made, state)
+
+
+def _attach(site: Site, tensor: Any, state: Any) -> Any:
+    """Give a tensor its attributes, past whatever setting them would run."""
+    attributes, slots = state if type(state) is tuple and len(state) == 2 else (state, None)
+    require(type(attributes or {}) is dict and not slots, "attributes of a tensor in no dict")
+    for name in attributes or {}:
+        own = type(name) is str and name.isidentifier() and not name.startswith("__")
+        require(own and not hasattr(_torch().Tensor, name), "an attribute that is a tensor's own")
+    if attributes:
+        site.give(attributes)
+        vars(tensor).update(attributes)
+    return tensor
+
+
+@builds("torch._dynamo.decorators _DimRange", new=True)
+def _dim_range(site: Site) -> object:
+    """What a compiler noted on a tensor."""
+    cls = framework("torch._dynamo.decorators")._DimRange
+    made = cls(0, 0, 0)
+    site.unfinished[id(made)] = made, _finish_dim_range
+    return made
+
+
+def _finish_dim_range(site: Site, made: Any, state: Any) -> None:
+    numbers = type(state) in (list, tuple) and len(state) == 3
+    require(numbers and set(map(type, state)) <= {int, type(None)}, "a range of no numbers")
+    for name, value in zip(("dim", "min", "max"), state, strict=True):
+        object.__setattr__(made, name, value)
+
+
+@builds("torch._utils _rebuild_nested_tensor")
+def _nested_tensor(site: Site, buffer: Any, sizes: Any, strides: Any, offsets: Any) -> object:
+    """torch looks at no entry of the three tensors that say where its parts lie."""
+    torch = _torch()
+    for part in (buffer, sizes, strides, offsets):
+        _check_plain(site, part)
+    places = sizes.dtype is strides.dtype is offsets.dtype is torch.int64
+    require(places and buffer.dim() == 1 and buffer.is_contiguous(), "a nested tensor's parts")
+    require(offsets.dim() == 1 and sizes.shape == strides.shape, "a nested tensor's places")
+    require(sizes.dim() == 2 and len(sizes) == len(offsets), "a nested tensor's places")
+    sizes, strides, offsets = sizes.clone(), strides.clone(), offsets.clone()
+    site.charge(64 * sizes.numel())
+    for low, size, stride in zip(offsets.tolist(), sizes.tolist(), strides.tolist(), strict=True):
+        check_view(low, tuple(size), tuple(stride), buffer.itemsize, buffer.nbytes)
+    return torch._utils._rebuild_nested_tensor(buffer, sizes, strides, offsets)
+
+
+@builds(_JAGGED)
+def _jagged_tensor(site: Site, parts: Any) -> object:
+    """Sequences of different lengths, one behind the other; what torch caches is left to it."""
+    require(type(parts) is dict and parts.keys() <= _JAGGED_PARTS, "a jagged tensor of other parts")
+    values, lengths, axis = parts.get("values"), parts.get("lengths"), parts.get("_ragged_idx", 1)
+    _check_plain(site, values)
+    require(1 <= natural(axis) <= values.dim(), "a jagged tensor along no axis")
+    offsets = site.copied(parts.get("offsets"), _copy_of_integers)
+    steps, room = offsets.tolist(), values.shape[axis - 1]
+    require(len(steps) > 1 and steps[0] >= 0 and steps[-1] <= room, "a jagged tensor's offsets")
+    gaps = [high - low for low, high in pairwise(steps)]
+    require(min(gaps) >= 0, "a jagged tensor's offsets")
+    if lengths is not None:
+        lengths = site.copied(lengths, _copy_of_integers)
+        each = lengths.tolist()
+        require(len(each) == len(gaps), "a jagged tensor's lengths")
+        fit = all(0 <= size <= gap for size, gap in zip(each, gaps, strict=True))
+        require(fit, "a jagged tensor's lengths")
+    made = framework("torch.nested._internal.nested_tensor").NestedTensor
+    grad = flag(parts.get("requires_grad", False))
+    return made(values, offsets, lengths=lengths, requires_grad=grad, _ragged_idx=axis)
+
+
+def _copy_of_integers(site: Site, part: Any) -> Any:
+    """Nobody else's, because another tensor of the file may lie over the same bytes."""
+    _check_plain(site, part)
+    site.charge(64 * part.numel())
+    whole = part.dim() == 1 and part.dtype in (_torch().int64, _torch().int32)
+    require(whole, f"{brief(part)} as offsets of a jagged tensor")
+    return part.clone()
+
+
 @builds("torch._utils _rebuild_sparse_tensor")
 def _sparse_tensor(site: Site, layout: Any, data: Any) -> object:
     """Checked as torch can but by default does not: a sparse tensor with indices beyond its size
@@ -277,8 +420,14 @@ def _quantized_tensor(
     torch = _torch()
     require(type(storage) is torch.storage.TypedStorage, f"{brief(storage)} under a tensor")
     require(storage.dtype in _quantized(), "a dtype of no quantized tensor")
-    item = storage.dtype.itemsize
-    site.charge(item * check_view(offset, size, stride, item, storage._untyped_storage.nbytes()))
+    room = storage._untyped_storage.nbytes()
+    if per_byte := PACKED.get(str(storage.dtype).removeprefix("torch.")):
+        whole = offset == 0 and stride == torch.empty(naturals(size), device="meta").stride()
+        require(whole, "a part of a tensor of several elements a byte")
+        site.charge(packed_size(size, per_byte, room))
+    else:
+        item = storage.dtype.itemsize
+        site.charge(item * check_view(offset, size, stride, item, room))
     _check_quantizer(site, parameters, size)
     rest = parameters, flag(requires_grad), _hooks(hooks)
     return torch._utils._rebuild_qtensor(storage, offset, size, stride, *rest)
@@ -286,7 +435,7 @@ def _quantized_tensor(
 
 def _quantized() -> tuple[Any, ...]:
     torch = _torch()
-    return torch.quint8, torch.qint8, torch.qint32
+    return torch.quint8, torch.qint8, torch.qint32, torch.quint4x2, torch.quint2x4
 
 
 def _check_quantizer(site: Site, parameters: Any, size: tuple[int, ...]) -> None:

@@ -92,9 +92,18 @@ def attacks(canary: str) -> list[Attack]:
         *_lies(),
         *_all("expansion", _expansions, "many times over"),
         *_all("depth", _depths, "deep"),
-        *_all("nested calls", _nested_calls, NOT_LISTED),
+        *_all(
+            "nested calls", _nested_calls, f"{NOT_LISTED}|place of a function|argument|in a Param"
+        ),
+        *_all("long names", _long_names, "has a name of"),
+        *_all("attributes", _attributes, "attribute|in the place of|as the class of|a Parameter"),
+        *_all("methods", _methods, NOT_LISTED),
+        *_all(
+            "nested tensors", _nested_tensors, "nested|jagged|ends at|is no size|as a part|copied"
+        ),
+        *_all("records", _records, f"{NOT_LISTED}|FrozenDict|no date|of other parts|deque"),
         *_all("copies", _copies, "copied"),
-        *_all("keys", _keys, "a key is|keys were chosen|huge number"),
+        *_all("keys", _keys, "a key is|keys were chosen|huge number|copied"),
         *_all("state", _states, "BUILD|NEWOBJ|SETITEMS|APPENDS|ADDITEMS"),
         *_all("numpy", _arrays, "numpy"),
         *_all("numpy's own", _unfinished, "numpy|the state of a"),
@@ -287,9 +296,12 @@ def _names() -> Named:
         ("torch", "float32.__class__"),
         ("torch._utils", "torch.load"),
         ("torch._utils", "torch.channels_last.__class__"),
-        ("torch._utils", "_rebuild_parameter_with_state"),
         ("torch._utils", "_rebuild_wrapper_subclass"),
-        ("torch._tensor", "_rebuild_from_type_v2"),
+        ("torch._utils", "_set_obj_state"),
+        ("optax", "adam"),
+        ("flax.core.frozen_dict", "freeze"),
+        ("jax._src.array", "make_array_from_callback"),
+        ("datetime", "datetime.strptime"),
         ("torch.fx.graph_module", "reduce_graph_module"),
         ("torch.storage", "_StorageBase.from_file"),
         ("numpy", "ndarray.tofile"),
@@ -465,6 +477,8 @@ def _depths() -> Named:
     yield "OrderedDicts", Code(make + b"0" + _nested(50_000, b"h\x02h\x03RN", b"s"))
     make = default + b"\x94)\x940"
     yield "defaultdicts", Code(make + b"0" + _nested(100_000, b"h\x02h\x03RN", b"s"))
+    make = name("collections", "deque") + b"\x94)\x940"
+    yield "deques", Code(make + b"0" + _nested(100_000, b"h\x02h\x03R", b"a"))
     attribute = b"}" + value("_metadata")
     make = ordered + b"\x94)\x940"
     yield "attributes", Code(make + b"0" + _nested(50_000, b"h\x02h\x03R" + attribute, b"sb"))
@@ -487,6 +501,163 @@ def _nested_calls() -> Named:
         "of an unknown function",
         Code(b"cos\nsystem\n\x940" + b"h\x02" * count + b"N" + b"\x85R" * count),
     )
+
+
+def _long_names() -> Named:
+    """Names of globals that take as much memory as the file has, at a few bytes each."""
+    long = value("a" * 500_000) + b"\x94"
+    named = long + long + b"](" + b"h\x02h\x03\x93" * 50_000 + b"e"
+    yield "memoized strings", Code(named)
+    yield "memoized strings, dropped", Code(long + b"0" + b"h\x02h\x02\x930" * 50_000 + b"N")
+    yield "a module", name("a" * 1_000_000, "b")
+    yield "a line of text", text_name("a" * 1_000_000, "b")
+
+
+def _attributes() -> Named:
+    """Attributes of tensors that hide what a tensor is, and classes that are none of theirs."""
+    rebuild = name("torch._tensor", "_rebuild_from_type_v2")
+    dense, kind = name("torch._utils", "_rebuild_tensor_v2"), name("torch", "Tensor")
+    parts = value((typed(storage(0, 64)), 0, (4,), (1,), False, None))
+
+    def made(
+        state: object, function: Code = dense, cls: object = kind, given: Code = parts
+    ) -> Code:
+        return call(rebuild, function, cls, given, state)
+
+    for attribute in (
+        *("data", "grad", "_backward_hooks", "__class__", "__dict__", "clone"),
+        *(
+            "__torch_function__",
+            "__reduce_ex__",
+            "__array__",
+            "requires_grad",
+            "is_sparse",
+            "a b",
+            "",
+        ),
+    ):
+        yield f"named {attribute!r}", made({attribute: 1})
+    yield "named by a number", made({1: 1})
+    yield "in slots", made((None, {"data": 1}))
+    yield "that are a list", made([1])
+    yield (
+        "of a parameter",
+        call(
+            name("torch._utils", "_rebuild_parameter_with_state"), floats(), True, None, {"data": 1}
+        ),
+    )
+    yield (
+        "of a parameter that is a list",
+        call(name("torch._utils", "_rebuild_parameter_with_state"), [1], True, None, {}),
+    )
+    yield "of a class that is a string", made({}, cls="torch.Tensor")
+    yield "of a class that is a function", made({}, cls=name("torch._utils", "_rebuild_parameter"))
+    yield (
+        "of a nested tensor that is none",
+        made({}, cls=name("torch.nested._internal.nested_tensor", "NestedTensor")),
+    )
+    yield "by a function of another kind", made({}, function=name("builtins", "set"))
+    yield "by itself", made({}, function=rebuild)
+    yield "by a string", made({}, function=value("torch.load"))
+
+
+def _methods() -> Named:
+    """What pickle names by a call of getattr."""
+    getattr_ = name("builtins", "getattr")
+    ordered = name("collections", "OrderedDict")
+    yield "of a listed class", call(getattr_, ordered, "fromkeys")
+    yield "of a listed class, called", call(call(getattr_, ordered, "__subclasses__"))
+    yield "of a value", call(getattr_, [1], "append")
+    yield "of a tensor", call(getattr_, floats(), "data")
+    yield "of text", call(getattr_, "os", "system")
+    yield "of a name of no text", call(getattr_, ordered, 1)
+    yield "with a default", call(getattr_, ordered, "a", 1)
+    yield "of nothing", call(getattr_)
+    yield "with a long name", call(getattr_, ordered, "a" * 1_000_000)
+
+
+def _nested_tensors() -> Named:
+    """Nested tensors whose parts lie beyond their memory."""
+    rebuild = name("torch._utils", "_rebuild_nested_tensor")
+    buffer, longs = floats((16,)), typed(storage(192, 64), "int64")
+    # The region holds 5, -1, 2**40, 2**62, 0, 2, 1, 0 from byte 192 on.
+    yield (
+        "a part beyond",
+        call(
+            rebuild,
+            buffer,
+            tensor(longs, (1, 1), offset=2, stride=(1, 1)),
+            integers(1, 1),
+            integers(1),
+        ),
+    )
+    yield (
+        "a part that begins beyond",
+        call(
+            rebuild,
+            buffer,
+            tensor(longs, (1, 1), (1, 1), offset=5),
+            tensor(longs, (1, 1), (1, 1), offset=6),
+            tensor(longs, (1,), offset=3),
+        ),
+    )
+    yield (
+        "a part of a negative length",
+        call(rebuild, buffer, tensor(longs, (1, 1), (1, 1), offset=1), integers(1, 1), integers(1)),
+    )
+    yield "parts of no numbers", call(rebuild, buffer, floats((1, 1), (1, 1)), [1], integers(1))
+    yield (
+        "floats as sizes",
+        call(rebuild, buffer, floats((1, 1), (1, 1)), floats((1, 1), (1, 1)), integers(1)),
+    )
+    yield (
+        "more sizes than places",
+        call(rebuild, buffer, integers(2, 2), integers(2, 2), integers(1)),
+    )
+    yield (
+        "a buffer with gaps",
+        call(rebuild, floats((4,), (2,)), integers(1, 1), integers(1, 1), integers(1)),
+    )
+    jagged = name("torch.nested._internal.nested_tensor", "_rebuild_njt")
+    njt = name("torch.nested._internal.nested_tensor", "NestedTensor")
+    outer = name("torch._tensor", "_rebuild_from_type_v2")
+
+    def ragged(**parts: object) -> Code:
+        return call(outer, jagged, njt, (parts,), {})
+
+    rows = floats((4, 2), (2, 1))
+    yield "offsets beyond", ragged(values=rows, offsets=tensor(longs, (2,), offset=0))
+    yield "offsets that fall", ragged(values=rows, offsets=tensor(longs, (2,), offset=5))
+    yield "offsets of text", ragged(values=rows, offsets="0, 1")
+    yield "offsets of floats", ragged(values=rows, offsets=floats((2,)))
+    yield "no offsets", ragged(values=rows, offsets=None)
+    yield "no values", ragged(values=None, offsets=integers(2))
+    yield "an axis beyond", ragged(values=rows, offsets=integers(2), _ragged_idx=3)
+    yield (
+        "lengths beyond",
+        ragged(values=rows, offsets=integers(2), lengths=tensor(longs, (1,), offset=0)),
+    )
+    yield "more lengths", ragged(values=rows, offsets=integers(2), lengths=integers(3))
+    yield "another part", ragged(values=rows, offsets=integers(2), device="cpu")
+    yield "parts of no dict", call(outer, jagged, njt, ([1],), {})
+
+
+def _records() -> Named:
+    """Constructors of libraries and of times, with arguments that are none of theirs."""
+    yield "a function of optax", new(name("optax._src.base", "init_empty_state"))
+    yield "a module of optax", new(name("optax", "os"))
+    yield "a library that is not", new(name("optax.not_there", "State"))
+    yield "a FrozenDict of a list", call(name("flax.core.frozen_dict", "FrozenDict"), [1])
+    yield "a date of text", call(name("datetime", "date"), "2020")
+    yield "a date of too few bytes", call(name("datetime", "date"), b"12")
+    yield "a time in a zone that is text", call(name("datetime", "time"), bytes(6), "UTC")
+    yield "a zone of text", call(name("datetime", "timezone"), "UTC")
+    yield "a deque of a list", call(name("collections", "deque"), [1])
+    yield "a JAX array of a list", call(
+        name("jax._src.array", "_reconstruct_array"),
+        name("builtins", "list"), (), [1], {},
+    )  # fmt: skip
+    yield "a generator of JAX of other parts", new(name("jax._src.random.prng", "PRNGImpl"), 1)
 
 
 def _copies() -> Named:
@@ -572,6 +743,9 @@ def _keys() -> Named:
         "a NumPy structure",
         dictionary((_scalar(_structure(["a"], [dtype("|u1")], [0], 1), b"1"), 1)),
     )
+    parts = value(tuple(range(256))) + b"\x94"
+    yield "a tuple of 256, again and again", Code(parts + b"0}" + b"h\x02Ns" * 100_000)
+    yield "a tuple of 256, in dicts of its own", Code(parts + b"0](" + b"}h\x02Ns" * 100_000 + b"e")
     yield "an array", dictionary((array((4,)), 1))
     yield (
         "a NumPy scalar of one hash",

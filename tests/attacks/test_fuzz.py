@@ -6,11 +6,13 @@ Whatever they are given, they return plain values or raise an error of genesis.
 from __future__ import annotations
 
 import collections
+import datetime
 import pickle
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -29,7 +31,8 @@ VALUES = (
     type(None), bool, int, float, complex, str, bytes, bytearray, slice, range, set, frozenset,
     np.ndarray, np.generic, np.dtype, torch.Size, torch.dtype, torch.device, torch.layout,
     torch.qscheme, torch.memory_format, torch.Tensor, torch.UntypedStorage,
-    torch.storage.TypedStorage, collections.Counter,
+    torch.storage.TypedStorage, collections.Counter, collections.deque, datetime.date,
+    datetime.time, datetime.timedelta, datetime.tzinfo, jax.Array,
 )  # fmt: skip
 DESCRIPTIONS = (
     type(None), bool, int, float, str, bytes, bytearray, frozenset, set,
