@@ -4,10 +4,13 @@ Both go through a virtual machine of our own. Nothing here falls back on `pickle
 file names, or calls what is not on the list of constructors.
 
 machine    opcodes, stack, memo, budgets
-site       the list of constructors, and what every argument must pass
-plain, numpy, torch    the constructors
+site       the one list of globals, and what every argument must pass
+described  what an outline is made of
+plain, numpy, torch    how each listed global is built, and how it is described
 strict     ``weights_only=True``: what a skeleton can reach
 outline    structure without values, for any pickle at all
+gadgets    names that nobody should register
+form       whether bytes are one whole pickle
 """
 
 from __future__ import annotations
@@ -18,9 +21,10 @@ from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
 from .._interrupts import CollectorPaused
+from .described import ArrayInfo, Opaque
 from .gadgets import is_gadget
 from .machine import Machine, MalformedError, RefusedError
-from .outline import ArrayInfo, Opaque, arrays, global_names, outline
+from .outline import arrays, global_names, outline
 from .site import Site, require
 from .strict import StrictWorld, listed, survey
 

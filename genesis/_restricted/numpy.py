@@ -8,9 +8,18 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
+from .described import (
+    ArrayInfo,
+    DtypeInfo,
+    Opaque,
+    Outliner,
+    Shaped,
+    expect,
+    first,
+    name_of,
+)
 from .machine import RefusedError
 from .site import (
-    ARGUMENTS,
     REGION,
     Site,
     Token,
@@ -19,8 +28,10 @@ from .site import (
     builds,
     check_range,
     count_of,
+    describes,
     flag,
     framework,
+    list_arguments,
     natural,
     naturals,
     require,
@@ -42,6 +53,9 @@ _OBJECTS: Final = "a dtype of Python objects, which may be anything"
 _CHARACTER: Final = 4
 """Bytes of a character of a ``U`` dtype."""
 
+_COST_OF_JAX: Final = 600
+"""Bytes of copying that an array of JAX's takes as long as, however small it is."""
+
 _RECORD: Final = "numpy record"
 EXTENSIONS: Final = {
     f"ml_dtypes {name}": size
@@ -56,7 +70,7 @@ EXTENSIONS: Final = {
 }
 """Bytes an element."""
 
-ARGUMENTS.update(EXTENSIONS, (_RECORD,))
+list_arguments(*EXTENSIONS, _RECORD)
 
 
 def _np() -> Any:
@@ -126,7 +140,7 @@ def _measured(site: Site, shape: object, dtype: Any) -> tuple[tuple[int, ...], i
 @builds("jax.numpy asarray")
 def _jax_array(site: Site, array: Any) -> object:
     require(type(array) is _np().ndarray, f"{brief(array)} as the content of a JAX array")
-    site.charge(array.nbytes)
+    site.charge(array.nbytes + _COST_OF_JAX)
     from .._frameworks.jax import asarray
 
     return asarray(array)
@@ -363,3 +377,71 @@ def _parts(thing: object, *lengths: int) -> tuple[Any, ...]:
     if type(thing) is not tuple or len(thing) not in lengths:
         raise RefusedError(f"{brief(thing)} in the place of {lengths[0]} parts")
     return thing
+
+
+# Descriptions of the same calls, for outlines ------------------------------------------------
+
+
+@describes("numpy ndarray")
+def _describe_array(world: Outliner, shape: object, dtype: Any, *place: Any) -> ArrayInfo:
+    sizes, kind = naturals(shape), expect(DtypeInfo, dtype)
+    if not place:
+        return ArrayInfo("numpy", kind.text, sizes, 0, 0)
+    region, offset, strides = place
+    if region is not world.region:
+        raise TypeError
+    low, size = array_range(sizes, kind.item, offset, strides, world.room)
+    return ArrayInfo("numpy", kind.text, sizes, low, size)
+
+
+@describes("numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct")
+def _describe_begun_array(world: Outliner, *rest: object) -> Shaped:
+    """Its shape comes with BUILD."""
+    return Shaped("numpy.ndarray", (0,))
+
+
+@describes("dill._dill _create_array")
+def _describe_array_of_dill(
+    world: Outliner, begin: Any, arguments: object, state: Any, *_: object
+) -> Any:
+    if not name_of(begin).endswith(".multiarray._reconstruct"):
+        raise TypeError
+    return Shaped("numpy.ndarray", state[1])
+
+
+@describes("numpy.core.numeric _frombuffer", "numpy._core.numeric _frombuffer")
+def _describe_array_of_buffer(
+    world: Outliner, content: object, dtype: object, shape: Any, *rest: object
+) -> Shaped:
+    return Shaped("numpy.ndarray", shape)
+
+
+@describes("numpy dtype")
+def _describe_dtype(world: Outliner, spec: Any, *rest: object) -> object:
+    if type(spec) is dict:
+        item = natural(spec["itemsize"])
+        return DtypeInfo(f"|V{item}", item)
+    if type(spec) is tuple:
+        return _describe_dtype_of_pair(*spec)
+    if type(spec) is str and DTYPE.fullmatch(spec):
+        return DtypeInfo(spec, item_size(spec))
+    name = expect(Opaque, spec).name
+    return DtypeInfo(name, EXTENSIONS[name.replace(".", " ")])
+
+
+def _describe_dtype_of_pair(first: object, second: Any) -> DtypeInfo:
+    """A structure of records, or an array as one element."""
+    if isinstance(first, DtypeInfo):
+        item = first.item * count_of(naturals(second))
+        return DtypeInfo(f"|V{item}", item)
+    return expect(DtypeInfo, second)
+
+
+@describes("jax._src.array _reconstruct_array")
+def _describe_jax_array_of_its_own(
+    world: Outliner, begin: object, arguments: object, state: Any, kind: object
+) -> Shaped:
+    return Shaped("jax.Array", state[1])
+
+
+describes("jax.numpy asarray")(first)

@@ -9,16 +9,18 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any, Final
 
+from .described import Opaque, Outliner, expect, first, nothing
 from .machine import MAX_NAME, RefusedError
 from .site import (
-    ARGUMENTS,
-    CONSTRUCTORS,
     NOT_LISTED,
     Site,
     Token,
     brief,
     builds,
+    describes,
+    find,
     framework,
+    list_arguments,
     natural,
     require,
 )
@@ -30,7 +32,7 @@ FACTORIES: Final = {
 }
 """What a defaultdict may make of nothing."""
 
-ARGUMENTS.update(FACTORIES)
+list_arguments(*FACTORIES)
 
 
 @builds("collections OrderedDict")
@@ -168,13 +170,9 @@ def _time(kind: Any, size: int) -> Any:
     return build
 
 
-CONSTRUCTORS.update(
-    {
-        "datetime date": _time(date, 4),
-        "datetime time": _time(time, 6),
-        "datetime datetime": _time(datetime, 10),
-    }
-)
+builds("datetime date")(_time(date, 4))
+builds("datetime time")(_time(time, 6))
+builds("datetime datetime")(_time(datetime, 10))
 
 
 @builds("datetime timedelta")
@@ -194,5 +192,22 @@ def _timezone(site: Site, offset: Any, name: Any = "") -> object:
 def _type(site: Site, name: object) -> object:
     """How dill writes a type of this module: a name for a name."""
     token = Token(f"builtins {name}" if type(name) is str else "")
-    require(token.name in CONSTRUCTORS or token.name in FACTORIES, "a type that is not on the list")
+    require(find(token.name).listed, "a type that is not on the list")
     return token
+
+
+# Descriptions of the same calls, for outlines ------------------------------------------------
+
+
+@describes("builtins getattr", "__builtin__ getattr")
+def _describe_method(world: Outliner, owner: Any, name: Any) -> Opaque:
+    """How pickle names a class method."""
+    where = expect(Opaque, owner).name
+    if type(name) is not str or len(where) + len(name) > MAX_NAME:
+        raise TypeError
+    return expect(Opaque, world.named(where, name))
+
+
+describes("collections OrderedDict", "collections defaultdict")(nothing(dict))
+describes("collections deque")(nothing(list))
+describes("collections Counter", "builtins set", "builtins frozenset")(first)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from itertools import chain
@@ -32,7 +33,6 @@ _SCALARS: Final = frozenset((str, int, float, complex, bytes, bool, type(None)))
 _NUMPY_KINDS: Final = "biufcSUmM"
 """Kinds of NumPy scalars that are hashed as what they stand for, without other objects."""
 
-
 _TORCH_KEYS: Final = frozenset(
     ("dtype", "device", "layout", "memory_format", "qscheme", "Size", "_DimRange")
 )
@@ -43,7 +43,7 @@ class ExhaustedError(RefusedError):
 
 
 class Token:
-    """Stands for a global: a name, of which only `CONSTRUCTORS` can make something."""
+    """Stands for a global: a name, of which only the list can make something."""
 
     __slots__ = ("name",)
 
@@ -63,18 +63,37 @@ Constructor = Callable[..., object]
 Finisher = Callable[..., None]
 """Takes the `Site`, the thing and the state of a BUILD, judges it, completes the thing."""
 
-CONSTRUCTORS: Final[dict[str, Constructor]] = {}
-"""By ``"module name"``."""
-
-ARGUMENTS: Final[set[str]] = set()
-"""Globals that mean something to a constructor, and are no values: types, by ``"module name"``."""
-
-CONSTANTS: Final[dict[str, tuple[str, str]]] = {}
-"""Globals that are values: ``"module name"`` to the module and attribute of the value."""
+Description = Callable[..., object]
+"""Takes an `Outliner` and the arguments of a REDUCE; returns what stands for the thing in an
+outline. What it raises for other arguments leaves the thing opaque."""
 
 
-INSTANCES: Final[set[str]] = set()
-"""Those of `CONSTRUCTORS` that NEWOBJ calls: classes."""
+@dataclass(slots=True)
+class Entry:
+    """What is known of a global.
+
+    Attributes:
+        build: how a reader of untrusted files makes a thing by it.
+        new: NEWOBJ may call it too: it is a class.
+        value: the module and attribute of the value that it is.
+        argument: it means something to a constructor, and is no value: a type.
+        describe: what stands for a thing made by it in an outline.
+    """
+
+    build: Constructor | None = None
+    new: bool = False
+    value: tuple[str, str] | None = None
+    argument: bool = False
+    describe: Description | None = None
+
+    @property
+    def listed(self) -> bool:
+        """Whether an untrusted file may name it."""
+        return bool(self.build or self.value or self.argument)
+
+
+REGISTRY: Final[defaultdict[str, Entry]] = defaultdict(Entry)
+"""The one list of globals, by ``"module name"``: for what loads, and for what outlines."""
 
 INERT_MODULES: Final = "jax._src.prng", "jax._src.random."
 """Functions of these are arguments too: what a typed key of JAX names beside its own name."""
@@ -89,11 +108,28 @@ def builds(*names: str, new: bool = False) -> Callable[[Constructor], Constructo
     """Put a constructor on the list, of a class that NEWOBJ makes with `new`."""
 
     def register(constructor: Constructor) -> Constructor:
-        CONSTRUCTORS.update(dict.fromkeys(names, constructor))
-        INSTANCES.update(names if new else ())
+        for name in names:
+            REGISTRY[name].build, REGISTRY[name].new = constructor, new
         return constructor
 
     return register
+
+
+def describes(*names: str) -> Callable[[Description], Description]:
+    """Put a description on the list."""
+
+    def register(description: Description) -> Description:
+        for name in names:
+            REGISTRY[name].describe = description
+        return description
+
+    return register
+
+
+def list_arguments(*names: str) -> None:
+    """Put globals on the list that only mean something to a constructor."""
+    for name in names:
+        REGISTRY[name].argument = True
 
 
 def list_constants(module: str, names: str, *, written_as: str | None = None) -> None:
@@ -103,7 +139,15 @@ def list_constants(module: str, names: str, *, written_as: str | None = None) ->
         written_as: what stands before the name in a pickle, the module by default.
     """
     for name in names.split():
-        CONSTANTS[(written_as or f"{module} ") + name] = module, name
+        REGISTRY[(written_as or f"{module} ") + name].value = module, name
+
+
+def find(key: str) -> Entry:
+    """What is known of a global, ``"module name"``; of one that is not known, nothing."""
+    return REGISTRY.get(key, _UNKNOWN)
+
+
+_UNKNOWN: Final = Entry()
 
 
 @cache
@@ -231,7 +275,7 @@ class Site:
     def _check_tuples(self, keys: list[tuple[Any, ...]]) -> None:
         """The parts of each tuple once, however often it is a key; but its hash takes its time
         whenever it is one."""
-        self.charge(sum(map(len, keys)))
+        self.charge(4 * sum(map(len, keys)) + 8 * len(keys))
         new = [key for key in keys if id(key) not in self._tuples]
         longest = max(map(len, new), default=0)
         require(longest <= MAX_TUPLE_KEY, f"a key is a tuple of {longest:,}")

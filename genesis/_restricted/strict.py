@@ -18,12 +18,8 @@ from typing import Any, Final
 from . import numpy, plain, torch
 from .machine import RefusedError
 from .site import (
-    ARGUMENTS,
-    CONSTANTS,
-    CONSTRUCTORS,
     FROM_BUFFER,
     INERT_MODULES,
-    INSTANCES,
     NOT_LISTED,
     RECORDS,
     REGION,
@@ -31,6 +27,7 @@ from .site import (
     Token,
     attribute,
     brief,
+    find,
     framework,
     require,
 )
@@ -52,12 +49,7 @@ _OTHERS: Final = _MAPPINGS | {Token}
 def listed(module: str, name: str) -> bool:
     """Whether a global stands on the list."""
     key = f"{module} {name}"
-    return (
-        key in CONSTRUCTORS
-        or key in CONSTANTS
-        or key in ARGUMENTS
-        or module.startswith(INERT_MODULES)
-    )
+    return find(key).listed or module.startswith(INERT_MODULES)
 
 
 @cache
@@ -113,7 +105,7 @@ class StrictWorld:
     def _find(self, module: str, name: str) -> object:
         path = f"{module}.{name}"
         if listed(module, name):
-            where = CONSTANTS.get(f"{module} {name}")
+            where = find(f"{module} {name}").value
             return _attempt(path, attribute, *where) if where else Token(f"{module} {name}")
         if path in self._safe:
             return self._safe[path]
@@ -123,8 +115,7 @@ class StrictWorld:
 
     def call(self, function: Any, arguments: Any) -> object:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
-        if type(function) is Token and function.name in CONSTRUCTORS:
-            build = CONSTRUCTORS[function.name]
+        if type(function) is Token and (build := find(function.name).build):
             return _attempt(str(function), build, self._site, *arguments)
         real = self._real(function)
         if id(real) not in self._registered:
@@ -134,7 +125,7 @@ class StrictWorld:
     def new(self, cls: Any, arguments: Any, keywords: Any) -> object:
         real = self._real(cls)
         if type(real) is Token and not keywords:
-            if real.name in INSTANCES:
+            if find(real.name).new:
                 return self.call(real, arguments)
             if found := record_class(*real.name.split(" ")):
                 return self._record(found, arguments)

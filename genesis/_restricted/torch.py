@@ -12,10 +12,19 @@ from itertools import pairwise
 from typing import Any, Final
 
 from .._region import Region
+from .described import (
+    ArrayInfo,
+    Global,
+    Opaque,
+    Outliner,
+    Shaped,
+    StorageInfo,
+    expect,
+    first,
+    name_of,
+)
 from .machine import RefusedError
 from .site import (
-    ARGUMENTS,
-    CONSTRUCTORS,
     CUDA,
     FROM_BUFFER,
     MAX_INT,
@@ -26,8 +35,11 @@ from .site import (
     builds,
     check_range,
     count_of,
+    describes,
+    find,
     flag,
     framework,
+    list_arguments,
     list_constants,
     natural,
     naturals,
@@ -76,10 +88,8 @@ _REBUILDERS: Final = frozenset(
 ) | {_JAGGED}
 """What makes a tensor that is then given a class and attributes."""
 
-ARGUMENTS.update(
-    ("torch Tensor", "torch.nn.parameter Parameter"),
-    ("torch.nested._internal.nested_tensor NestedTensor",),
-)
+list_arguments("torch Tensor", "torch.nn.parameter Parameter")
+list_arguments("torch.nested._internal.nested_tensor NestedTensor")
 _ON_HOST: Final = "load it with map_location='cpu' where there is no such device"
 _METADATA: Final = "a tensor with metadata other than of a conjugated or negated view"
 _LAYOUTS: Final = frozenset(
@@ -188,7 +198,7 @@ def _tensor(
     metadata: object = None,
 ) -> object:
     require(type(storage) is _torch().storage.TypedStorage, f"{brief(storage)} under a tensor")
-    _check_view(storage._untyped_storage, storage.dtype, offset, size, stride)
+    _check_view(site, storage._untyped_storage, storage.dtype, offset, size, stride)
     rest = flag(requires_grad), _hooks(hooks), _metadata(metadata, storage.dtype)
     return _torch()._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
 
@@ -209,7 +219,7 @@ def _tensor_of_new_dtype(
     kinds = torch.storage.TypedStorage, torch.UntypedStorage
     require(type(storage) in kinds, f"{brief(storage)} under a tensor")
     _check_dtype(dtype)
-    _check_view(storage._untyped_storage, dtype, offset, size, stride)
+    _check_view(site, storage._untyped_storage, dtype, offset, size, stride)
     rest = flag(requires_grad), _hooks(hooks), dtype, _metadata(metadata, dtype)
     return torch._utils._rebuild_tensor_v3(storage, offset, size, stride, *rest)
 
@@ -222,7 +232,10 @@ def packed_size(size: object, per_byte: int, room: int) -> int:
     return nbytes
 
 
-def _check_view(storage: Any, dtype: Any, offset: object, size: object, stride: object) -> None:
+def _check_view(
+    site: Site, storage: Any, dtype: Any, offset: object, size: object, stride: object
+) -> None:
+    _charge_axes(site, size)
     require(dtype not in _quantized(), "a quantized tensor without a quantizer")
     check_view(offset, size, stride, dtype.itemsize, storage.nbytes())
 
@@ -260,9 +273,15 @@ def _metadata(metadata: Any, dtype: Any) -> dict[str, bool] | None:
     return dict(metadata)
 
 
+def _charge_axes(site: Site, size: object) -> None:
+    """A shape of many axes takes long to look at, and a memo makes it cheap to name again."""
+    site.charge(32 * len(size) if isinstance(size, tuple) else 0)
+
+
 @builds("torch._utils _rebuild_meta_tensor_no_storage")
 def _meta_tensor(site: Site, dtype: Any, size: Any, stride: Any, requires_grad: object) -> object:
     _check_dtype(dtype)
+    _charge_axes(site, size)
     check_view(0, size, stride, dtype.itemsize, MAX_INT)
     rebuild = _torch()._utils._rebuild_meta_tensor_no_storage
     return rebuild(dtype, size, stride, flag(requires_grad))
@@ -287,7 +306,8 @@ def _tensor_of_type(site: Site, function: Any, kind: Any, arguments: Any, state:
     """A tensor with attributes, or of a class that somebody registered."""
     known = type(function) is Token and function.name in _REBUILDERS
     require(known and type(arguments) is tuple, f"{brief(function)} in the place of a function")
-    made: Any = CONSTRUCTORS[function.name](site, *arguments)
+    build = find(function.name).build
+    made: Any = build and build(site, *arguments)
     if function.name == _JAGGED:
         return made  # its state is what it was made of
     listed = {_TENSOR: _torch().Tensor, _PARAMETER: _torch().nn.Parameter}
@@ -457,6 +477,7 @@ def _check_quantizer(site: Site, parameters: Any, size: tuple[int, ...]) -> None
 
 @builds("torch Size")
 def _size(site: Site, size: Any) -> object:
+    _charge_axes(site, size)
     return _torch().Size(naturals(size))
 
 
@@ -472,3 +493,109 @@ def _device(site: Site, kind: Any, index: object = None) -> object:
 def _layout(site: Site, name: Any) -> object:
     require(type(name) is str and name.removeprefix("torch.") in _LAYOUTS, "an unknown layout")
     return getattr(_torch(), name.removeprefix("torch."))
+
+
+# Descriptions of the same calls, for outlines ------------------------------------------------
+
+
+@describes(FROM_BUFFER)
+def _describe_storage(
+    world: Outliner, region: object, order: object, size: object, offset: object, dtype: object
+) -> StorageInfo:
+    if region is not world.region:
+        raise TypeError
+    low, length = storage_range(offset, size, world.room)
+    return StorageInfo(low, length, "uint8")
+
+
+@describes("torch UntypedStorage", "torch.storage UntypedStorage")
+def _describe_empty_storage(world: Outliner, size: object) -> StorageInfo:
+    if size != 0:
+        raise TypeError
+    return StorageInfo(0, 0, "uint8")
+
+
+@describes("torch.multiprocessing.reductions rebuild_typed_storage")
+def _describe_typed(world: Outliner, storage: Any, dtype: Any) -> StorageInfo:
+    below = expect(StorageInfo, storage)
+    return StorageInfo(below.offset, below.nbytes, _described_dtype(dtype))
+
+
+def _described_dtype(dtype: Any) -> str:
+    return expect(Opaque, dtype).name.removeprefix("torch.")
+
+
+@describes("torch._utils _rebuild_tensor_v2")
+def _describe_tensor(
+    world: Outliner, storage: Any, offset: Any, size: Any, stride: Any, *rest: object
+) -> ArrayInfo | Shaped:
+    if name_of(storage) == "torch.storage._load_from_bytes":
+        return Shaped("torch.Tensor", size)
+    return _describe_view(storage, expect(StorageInfo, storage).dtype, offset, size, stride)
+
+
+@describes("torch._utils _rebuild_tensor_v3")
+def _describe_tensor_v3(
+    world: Outliner, storage: Any, offset: Any, size: Any, stride: Any, *rest: object
+) -> ArrayInfo:
+    return _describe_view(storage, _described_dtype(rest[2]), offset, size, stride)
+
+
+def _describe_view(storage: Any, dtype: str, offset: Any, size: Any, stride: Any) -> ArrayInfo:
+    below = expect(StorageInfo, storage)
+    item = DTYPES[dtype]
+    count = check_view(offset, size, stride, item, below.nbytes)
+    return ArrayInfo("torch", dtype, size, below.offset + offset * item, count * item)
+
+
+@describes("torch._utils _rebuild_meta_tensor_no_storage")
+def _describe_meta_tensor(world: Outliner, dtype: Any, size: Any, *rest: object) -> ArrayInfo:
+    return ArrayInfo("torch", _described_dtype(dtype), naturals(size), 0, 0)
+
+
+@describes("torch._utils _rebuild_sparse_tensor")
+def _describe_sparse_tensor(world: Outliner, layout: object, data: Any) -> ArrayInfo:
+    indices, values, *rest = (part for part in data if not isinstance(part, bool))
+    parts = [indices, values, *rest[:-1]]
+    for part in parts:
+        expect(ArrayInfo, part)
+    nbytes = sum(part.nbytes for part in parts)
+    return ArrayInfo("torch", parts[-1].dtype, naturals(rest[-1]), parts[-1].offset, nbytes)
+
+
+@describes("torch._utils _rebuild_qtensor")
+def _describe_packed(
+    world: Outliner, storage: Any, offset: Any, size: Any, *rest: object
+) -> object:
+    below = storage if isinstance(storage, StorageInfo) else None
+    if below is None or below.dtype not in PACKED:
+        return _describe_tensor(world, storage, offset, size, *rest)
+    nbytes = packed_size(size, PACKED[below.dtype], below.nbytes)
+    return ArrayInfo("torch", below.dtype, size, below.offset, nbytes)
+
+
+@describes("torch._utils _rebuild_nested_tensor")
+def _describe_nested(world: Outliner, buffer: Any, sizes: Any, *rest: object) -> ArrayInfo:
+    below, parts = expect(ArrayInfo, buffer), expect(ArrayInfo, sizes)
+    return ArrayInfo("torch", below.dtype, parts.shape[:1], below.offset, below.nbytes)
+
+
+@describes(_JAGGED)
+def _describe_jagged(world: Outliner, parts: Any) -> ArrayInfo:
+    values, offsets = (expect(ArrayInfo, parts[key]) for key in ("values", "offsets"))
+    shape = offsets.shape[0] - 1, *values.shape[1:]
+    return ArrayInfo("torch", values.dtype, shape, values.offset, values.nbytes)
+
+
+@describes("torch._tensor _rebuild_from_type_v2")
+def _describe_of_subclass(
+    world: Outliner, function: Any, kind: object, arguments: Any, *state: object
+) -> object:
+    describe = find(expect(Global, function).key).describe
+    if describe is None:
+        raise TypeError
+    return describe(world, *expect(tuple, arguments))
+
+
+describes(CUDA, "torch Size")(first)
+describes("torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state")(first)

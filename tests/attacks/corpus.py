@@ -289,7 +289,7 @@ def _names() -> Named:
         ("torch.storage", "_StorageBase.cuda.__globals__"),
         ("torch.serialization", "_get_layout.cache"),
         ("numpy", "dtype.type"),
-        ("genesis._restricted.site", "CONSTRUCTORS.update"),
+        ("genesis._restricted.site", "REGISTRY.update"),
         ("collections", "OrderedDict\0"),
         ("collections.abc", "OrderedDict"),
         ("torch", "load"),
@@ -586,8 +586,8 @@ def _nested_tensors() -> Named:
         call(
             rebuild,
             buffer,
-            tensor(longs, (1, 1), offset=2, stride=(1, 1)),
-            integers(1, 1),
+            tensor(longs, (1, 1), (1, 1), offset=2),
+            tensor(longs, (1, 1), (1, 1), offset=5),
             integers(1),
         ),
     )

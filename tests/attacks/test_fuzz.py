@@ -227,9 +227,9 @@ def nonsense(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def _listed() -> list[str]:
-    from genesis._restricted.site import CONSTANTS, CONSTRUCTORS
+    from genesis._restricted.site import REGISTRY
 
-    return [*CONSTRUCTORS, *CONSTANTS, "builtins list", "os system", "dill._dill _create_type"]
+    return [*REGISTRY, "builtins list", "os system", "dill._dill _create_type"]
 
 
 PROGRAMS = st.recursive(st.one_of(LEAVES, tensors(), st.just(REGION)), nonsense, max_leaves=12)
