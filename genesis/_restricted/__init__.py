@@ -153,7 +153,7 @@ def load(
             value = machine.run()
             if machine.left:
                 raise MalformedError("the stream goes on after STOP")
-            reached = survey([value, *site.given], site.records)
+            reached = survey([value, *site.given] if site.given else value, site.records)
             require(not site.unfinished, "something is begun and never finished")
     except MalformedError as exc:
         raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc

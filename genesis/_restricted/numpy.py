@@ -171,7 +171,7 @@ def _jax_generator(site: Site, shape: object, *rest: Any) -> object:
 
 @builds("jax._src.random.prng PRNGKeyArray", "jax._src.prng PRNGKeyArray", new=True)
 def _jax_keys(site: Site) -> object:
-    made = object.__new__(framework("jax._src.random.prng").PRNGKeyArray)
+    made = object.__new__(type(framework("jax.random").key(0)))
     site.unfinished[id(made)] = made, _finish_jax_keys
     return made
 

@@ -98,7 +98,7 @@ REGISTRY: Final[defaultdict[str, Entry]] = defaultdict(Entry)
 INERT_MODULES: Final = "jax._src.prng", "jax._src.random."
 """Functions of these are arguments too: what a typed key of JAX names beside its own name."""
 
-RECORDS: Final = frozenset(("optax", "flax", "chex"))
+RECORDS: Final = frozenset(("optax", "flax"))
 """Libraries whose named tuples are states."""
 
 NOT_LISTED: Final = "a global that is not on the list"

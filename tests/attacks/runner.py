@@ -24,7 +24,7 @@ import torch  # noqa: F401
 import genesis
 from genesis import GenesisError, _restricted
 
-from .assembler import floats, stream
+from .assembler import array, floats, stream
 from .corpus import CANARY_MODULE, DATA, EXTENSION_CODES, Attack, attacks
 from .files import genesis_file
 
@@ -81,7 +81,8 @@ def main(folder: str, *readers: str) -> None:
     for code, named in EXTENSION_CODES.items():
         copyreg.add_extension(*named, code)
     path, canary = Path(folder, "hostile"), Path(folder, "canary")
-    _load_file(stream(floats()), path)
+    for used in (floats(), array((4,))):
+        _load_file(stream(used), path)
     _warm_up()
     _limit_memory()
     sys.addaudithook(_note)
