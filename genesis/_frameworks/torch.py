@@ -155,7 +155,9 @@ class Storages:
         storage = tensor.untyped_storage()
         size, offset = storage.nbytes(), int(tensor.storage_offset())
         saved = self._whole.get(storage._cdata)
-        if saved is None or offset or tensor.nbytes != size or not tensor.is_contiguous():
+        if not offset and tensor.nbytes == size and tensor.is_contiguous():
+            saved = saved or self._range_of_all(storage)
+        else:
             low, high = _span(tensor)
             if high > size:
                 raise _beyond(tensor, high, size)
@@ -230,25 +232,26 @@ class Storages:
 
     def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
         size, device = high - low, storage.device
+        kind = device.type
         if not size:
             made = Call((UntypedStorage, (0,)))
         else:
-            offset = self._place_bytes(storage, low, size)
+            offset = self._place_bytes(storage, kind, low, size)
             made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
-        if device.type == "cuda":  # of other devices come back on the host
+        if kind == "cuda":  # of other devices come back on the host
             made = Call((_StorageBase.cuda, (made, device.index)))
         return Range(storage, low, made)
 
-    def _place_bytes(self, storage: UntypedStorage, low: int, size: int) -> int:
-        if storage.device.type == "meta":
+    def _place_bytes(self, storage: UntypedStorage, kind: str, low: int, size: int) -> int:
+        if kind == "cpu":
+            address = storage.data_ptr()
+            self._placed.add(storage, address, storage.nbytes())
+            return self._region.place(storage, address + low, size, foreign=is_foreign(storage))
+        if kind == "meta":
             raise RefusedObjectError(
                 "a storage of the device meta has no bytes", "save tensors of it, or none"
             )
-        if storage.device.type != "cpu":
-            return self._region.place(DeviceBytes(storage, low, low + size), 0, size)
-        address = storage.data_ptr()
-        self._placed.add(storage, address, storage.nbytes())
-        return self._region.place(storage, address + low, size, foreign=is_foreign(storage))
+        return self._region.place(DeviceBytes(storage, low, low + size), 0, size)
 
 
 def is_foreign(storage: UntypedStorage) -> bool:
