@@ -101,7 +101,9 @@ def attacks(canary: str) -> list[Attack]:
         *_all(
             "nested tensors", _nested_tensors, "nested|jagged|ends at|is no size|as a part|copied"
         ),
-        *_all("records", _records, f"{NOT_LISTED}|FrozenDict|a time zone|of other parts|deque"),
+        *_all(
+            "records", _records, f"{NOT_LISTED}|FrozenDict|time zone|other parts|deque|another way"
+        ),
         *_all("copies", _copies, "copied"),
         *_all("keys", _keys, "a key is|keys were chosen|huge number|copied"),
         *_all("state", _states, "BUILD|NEWOBJ|SETITEMS|APPENDS|ADDITEMS"),
