@@ -45,11 +45,11 @@ class Row:
 
 PAIRS = {"small": 9, "big": 5}
 
-_LEDGER = "genesis._frameworks.torch_ledger"
-_NO_KERNEL_COPIES = {"genesis._memory._write_memory": None}
-_ONE_THREAD = {"genesis._crew.SIZE": 1}
+_LEDGER = "genesis._pickle.torch_plain"
+_NO_KERNEL_COPIES = {"genesis._os.memory._write_memory": None}
+_ONE_THREAD = {"genesis._threads.companions.SIZE": 1}
 # No arena at rest either, or the one of the save before would serve once more.
-_FRESH_MEMORY = {"genesis._store.arenas.keep": 0, "genesis._store.arenas._resting": {}}
+_FRESH_MEMORY = {"genesis._file.writer.arenas.keep": 0, "genesis._file.writer.arenas._resting": {}}
 
 # fmt: off
 ROWS = (
@@ -60,25 +60,25 @@ ROWS = (
     Row("kernel-copies", "the kernel makes many small copies in one call", "small", "call stall",
         off=_NO_KERNEL_COPIES, needs="process_vm_writev"),
     Row("gil", "small copies hold the GIL", "small", "call stall beside a busy thread",
-        off={"genesis._memory.copy_held": ctypes.memmove}, both=_NO_KERNEL_COPIES),
+        off={"genesis._os.memory.copy_held": ctypes.memmove}, both=_NO_KERNEL_COPIES),
     Row("gc", "no garbage collection while pickling", "small", "call stall",
-        off={"genesis._pickling._gc_paused": nullcontext}),
+        off={"genesis._pickle.dumping._gc_paused": nullcontext}),
     Row("kept-memory", "staging memory is kept for the next save", "big", "call stall",
         off=_FRESH_MEMORY),
     Row("copy-threads", "two threads copy", "big", "call stall",
         off=_ONE_THREAD, needs="second core"),
     Row("direct", "writes bypass the page cache", "big", "save until durable",
-        off={"genesis._store._DIRECT_FROM": 1 << 62}, needs="direct I/O"),
+        off={"genesis._file.writer._DIRECT_FROM": 1 << 62}, needs="direct I/O"),
     Row("huge-pages", "huge pages for the windows of a synchronous save", "big",
         "save until durable, in new memory",
-        off={"genesis._arena.Arena._ask_for_huge_pages": lambda self: None},
+        off={"genesis._os.staging.Arena._ask_for_huge_pages": lambda self: None},
         needs="huge pages for whoever asks"),
     Row("beside-write", "checksum and copy run beside the write", "big", "save until durable",
-        off={"genesis._store._Behind.run": lambda self, work, *, last: work()}),
+        off={"genesis._file.writer._Behind.run": lambda self, work, *, last: work()}),
     Row("free-behind", "the old file is freed behind the commit", "big", "save until durable",
-        off={"genesis._store._free_behind": lambda free: free()}),
+        off={"genesis._file.writer._free_behind": lambda free: free()}),
     Row("filler", "pages are made with their bytes in them", "big", "load, warm, verified",
-        off={"genesis._memory._SYSCALL": None}, needs="userfaultfd"),
+        off={"genesis._os.userfaultfd._SYSCALL": None}, needs="userfaultfd"),
     Row("load-threads", "two threads read and check", "big", "load, warm, verified",
         off=_ONE_THREAD, needs="second core"),
 )
@@ -118,14 +118,14 @@ def _save(bed: Bed) -> measure.Result:
     bed.state.touch()
     sample = measure.timed_save(bed.peer, bed.state.fresh(), bed.path())
     # What this save left to be freed must not burden the next one, which may be of the other kind.
-    if freeing := resolve_name("genesis._store._freeing"):
+    if freeing := resolve_name("genesis._file.writer._freeing"):
         freeing.wait()
     return sample
 
 
 def _durable_in_new_memory(bed: Bed) -> float:
     """How memory is made shows only in memory made since: an unmeasured save makes it."""
-    with replaced({"genesis._store.arenas._resting": {}}):
+    with replaced({"genesis._file.writer.arenas._resting": {}}):
         _save(bed)
         return _save(bed)["durable"]
 
@@ -163,18 +163,18 @@ MEASURES: dict[str, tuple[str, Callable[[Bed], float]]] = {
 
 
 def _kernel_copies() -> bool:
-    from genesis import _memory
+    from genesis._os import memory
 
     buffer = ctypes.create_string_buffer(128)
     target = ctypes.addressof(buffer)
-    return _memory._gathered(target, [target + 64], [64])
+    return memory._gathered(target, [target + 64], [64])
 
 
 def _filler_works() -> bool:
-    from genesis import _memory
+    from genesis._os.memory import PAGE, private_memory
+    from genesis._os.userfaultfd import _FILLED_FROM, Filler
 
-    memory = _memory.private_memory(_memory._FILLED_FROM)
-    with _memory.Filler(memory, -1, _memory.PAGE) as filler:
+    with Filler(private_memory(_FILLED_FROM), -1, PAGE) as filler:
         return filler._watch >= 0
 
 
@@ -187,7 +187,7 @@ def _writes_directly(folder: str) -> bool:
 FOUND: dict[str, Callable[[str], bool]] = {
     "guards in torch": lambda _: resolve_name(f"{_LEDGER}.TensorGuards") is not None,
     "process_vm_writev": lambda _: _kernel_copies(),
-    "second core": lambda _: resolve_name("genesis._crew.SIZE") > 1,
+    "second core": lambda _: resolve_name("genesis._threads.companions.SIZE") > 1,
     "direct I/O": _writes_directly,
     "huge pages for whoever asks": lambda _: "[madvise]" in procfs.huge_pages(),
     "userfaultfd": lambda _: _filler_works(),

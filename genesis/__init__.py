@@ -12,23 +12,7 @@ kills the program; a damaged one raises and never gives a wrong tensor.
 """
 
 from . import _public
-from ._api import (
-    add_safe_globals,
-    configure,
-    flush,
-    load,
-    load_checkpoint,
-    load_metadata,
-    prewarm,
-    release_memory,
-    remove,
-    safe_globals,
-    safe_load_checkpoint,
-    save,
-    save_checkpoint,
-    validate_checkpoint,
-    verify,
-)
+from ._engine.futures import SaveFuture, SaveReport
 from ._errors import (
     ChecksumError,
     CorruptCheckpointError,
@@ -43,10 +27,20 @@ from ._errors import (
     UnpicklableStateError,
     UnsafeLoadError,
 )
-from ._futures import SaveFuture, SaveReport
 from ._inspect import Report
-from ._manager import CheckpointManager
+from ._load import (
+    add_safe_globals,
+    load,
+    load_checkpoint,
+    load_metadata,
+    safe_globals,
+    safe_load_checkpoint,
+    validate_checkpoint,
+    verify,
+)
+from ._save import configure, flush, prewarm, release_memory, remove, save, save_checkpoint
 from ._version import __version__
+from .manager import CheckpointManager
 
 __all__ = [
     "CheckpointManager",

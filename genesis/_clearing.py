@@ -10,8 +10,8 @@ import warnings
 from collections import OrderedDict
 from typing import Any
 
-from . import _store
-from ._futures import log
+from ._engine.futures import log
+from ._file import reader
 from ._public import level_of_caller
 
 
@@ -65,6 +65,6 @@ def refuse_emptied(state: Any, path: str, part: str | None = None) -> None:
         "a save empties the dict that it is given, so an earlier save may have emptied this one; "
         "pass clear=False to that save to keep its dict, or to this one to save an empty state"
     )
-    if _store.holds_something(path, part):
+    if reader.holds_something(path, part):
         raise ValueError(f"{path}: {name} is empty, and the file there is not; {reason}")
     warnings.warn(f"{path}: {name} is empty; {reason}", stacklevel=level_of_caller())

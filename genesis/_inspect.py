@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from . import _store
-from ._atomic import BACKUP_SUFFIX
 from ._errors import (
     ChecksumError,
     CorruptCheckpointError,
@@ -18,6 +16,8 @@ from ._errors import (
     NotACheckpointError,
     TruncatedError,
 )
+from ._file import reader
+from .storage.local import BACKUP_SUFFIX
 
 Kind = Literal[
     "sound", "layout", "missing", "unreadable", "truncated", "damaged", "newer-format",
@@ -61,7 +61,7 @@ def verify(path: str) -> Report:
     """The report on a file, the backup beside it mentioned where `load` would return that."""
     report = _report(path)
     backup = path + BACKUP_SUFFIX
-    if report.kind in ("missing", "truncated", "damaged", "not-a-checkpoint") and _store.is_sound(
+    if report.kind in ("missing", "truncated", "damaged", "not-a-checkpoint") and reader.is_sound(
         backup
     ):
         problem = f"{report.problem}; a sound backup stands beside it: {backup}"
@@ -71,7 +71,7 @@ def verify(path: str) -> Report:
 
 def _report(path: str) -> Report:
     try:
-        problem, place = _judge(_store.outline(path))
+        problem, place = _judge(reader.outline(path))
     except FileNotFoundError:
         return Report(False, "missing", f"there is no file {path}")
     except OSError as exc:
@@ -86,7 +86,7 @@ def _report(path: str) -> Report:
 def validate(path: str) -> tuple[bool, str]:
     """Whether a file is a checkpoint of a model with parameters, and what is wrong if not."""
     try:
-        problem, _place = _judge(_store.outline(path))
+        problem, _place = _judge(reader.outline(path))
     except (OSError, CorruptCheckpointError) as exc:
         return False, f"Error validating checkpoint: {exc}"
     return not problem, problem or _VALID

@@ -196,10 +196,10 @@ class Left:
             pass  # the save that was interrupted; nobody asked it
         except BaseException as exc:
             return f"flush: {exc!r}"
-        writer = genesis._writer.writer
+        writer = genesis._engine.scheduler.writer
         _wait(lambda: not _threads())
         kept = [len(writer._pending), len(writer._reserved), writer.turns.count()]
-        kept += [writer.last_turns.count(), len(genesis._locks._locks)]
+        kept += [writer.last_turns.count(), len(genesis._os.locks._locks)]
         return f"the writer keeps {kept}" if any(kept) else ""
 
     def _collector(self) -> str:

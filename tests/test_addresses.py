@@ -13,9 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import genesis
-from genesis import _memory
-from genesis._descriptor import Descriptor
-from genesis._memory import Filler, gather, private_memory
+from genesis._os import memory as memory_module
+from genesis._os import userfaultfd
+from genesis._os.descriptors import Descriptor
+from genesis._os.memory import gather, private_memory
+from genesis._os.userfaultfd import Filler
 
 MB = 1 << 20
 
@@ -28,7 +30,7 @@ def gathered(buffers: list[bytes]) -> bytes:
     sizes = [len(buffer) for buffer in buffers]
     memory = private_memory(sum(size + 64 for size in sizes) + 64)
     memory.write(b"\xff" * len(memory))
-    gather(_memory.address_of(memory), [owner.buffer_info()[0] for owner in owners], sizes)
+    gather(memory_module.address_of(memory), [owner.buffer_info()[0] for owner in owners], sizes)
     end = sum((size + 63) & -64 for size in sizes)
     assert set(memory[end:]) <= {0xFF}
     return memory[:end]
@@ -62,7 +64,7 @@ def cut_short(*_: object) -> int:
 def test_where_the_kernel_does_not_gather(
     answer: Callable[..., int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "_write_memory", answer)
+    monkeypatch.setattr(memory_module, "_write_memory", answer)
     assert gathered(MANY) == padded(MANY)
 
 
@@ -77,7 +79,9 @@ def file(tmp_path: Path) -> Path:
 
 
 def userfaultfd_works() -> bool:
-    return _memory._open_userfaultfd(Descriptor()) and not _memory._huge_pages_come_unasked()
+    return (
+        userfaultfd._open_userfaultfd(Descriptor()) and not userfaultfd._huge_pages_come_unasked()
+    )
 
 
 needs_userfaultfd = pytest.mark.skipif(
@@ -130,7 +134,7 @@ def test_a_file_that_became_shorter(file: Path, when: str, monkeypatch: pytest.M
     with file.open("rb") as opened, Filler(memory, opened.fileno(), MB) as filler:
         if when == "before it is mapped":
             truncate()
-        monkeypatch.setattr(_memory, "_madvise", truncate)
+        monkeypatch.setattr(userfaultfd, "_madvise", truncate)
         assert not filler.fill(2 * MB, 4 * MB)
         assert os.preadv(opened.fileno(), [memoryview(memory)[2 * MB :]], 0) == MB
     assert memory[2 * MB : 3 * MB] == file.read_bytes()
@@ -152,7 +156,7 @@ def test_loads_where_pages_cannot_be_filled(
     state = {"data": bytearray(os.urandom(40 * MB)), "rest": list(range(9))}
     genesis.save(state, tmp_path / "f", clear=False)
     before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
-    monkeypatch.setattr(_memory, *REFUSALS[name])
+    monkeypatch.setattr(userfaultfd, *REFUSALS[name])
     assert genesis.load(tmp_path / "f") == state
     if before:
         assert len(os.listdir("/proc/self/fd")) == before

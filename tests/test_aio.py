@@ -28,7 +28,8 @@ from same import assert_same
 from second_writer import assemble
 
 import genesis
-from genesis import _bridge, aio
+from genesis import aio
+from genesis.aio import _bridge
 
 
 @pytest.fixture(autouse=True)

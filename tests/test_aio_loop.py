@@ -23,13 +23,14 @@ import pytest
 from contention import DEADLINE, held, join_threads, start_save
 
 import genesis
-from genesis import _store, aio
-from genesis._bridge import executor
+from genesis import aio
+from genesis._file import writer
+from genesis.aio._bridge import executor
 
 
 @pytest.fixture(autouse=True)
 def drained() -> Iterator[None]:
-    _store.arenas.reset_after_fork()  # no memory of an earlier test is at rest
+    writer.arenas.reset_after_fork()  # no memory of an earlier test is at rest
     yield
     genesis.flush(DEADLINE)
     join_threads()
@@ -67,7 +68,7 @@ async def test_a_large_state_is_captured_when_a_thread_has_made_its_memory_prese
         async with anyio.create_task_group() as group:
             group.start_soon(aio.save, {"array": array}, path)
             await turns()
-            assert genesis._api.writer.pending() == []  # type: ignore[attr-defined]
+            assert genesis._save.writer.pending() == []  # type: ignore[attr-defined]
             array.fill(1)
             threads.set()
     assert genesis.load(path)["array"].all()
@@ -105,7 +106,7 @@ async def test_waiting_for_memory_of_its_own_is_not_being_busy(path: Path) -> No
 
 @pytest.mark.anyio
 async def test_a_state_that_takes_the_whole_budget_is_not_in_its_own_way(path: Path) -> None:
-    before = genesis._api.writer.max_pending_bytes  # type: ignore[attr-defined]
+    before = genesis._save.writer.max_pending_bytes  # type: ignore[attr-defined]
     genesis.configure(max_pending_bytes=LARGE + (1 << 20))
     try:
         with anyio.fail_after(DEADLINE):
@@ -154,7 +155,7 @@ def test_no_call_imports_what_the_import_of_aio_can(tmp_path: Path, loop: str) -
         check=True,
         timeout=300,
     )
-    late = {name for name in done.stdout.split() if not name.startswith("genesis._foreign")}
+    late = {name for name in done.stdout.split() if not name.startswith("genesis._file.plain")}
     assert {name.partition(".")[0] for name in late} & {"genesis", "anyio", "aiofiles"} == set()
 
 

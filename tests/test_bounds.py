@@ -23,7 +23,7 @@ from numpy.lib.stride_tricks import as_strided
 from same import assert_same
 
 import genesis
-from genesis import _memory
+from genesis._os import memory
 
 MODES: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -32,7 +32,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 needs_kernel = pytest.mark.skipif(
-    not _memory._kernel_copies(), reason="the kernel does not say what memory is there"
+    not memory._kernel_copies(), reason="the kernel does not say what memory is there"
 )
 
 
@@ -432,6 +432,6 @@ def test_a_file_that_becomes_shorter_during_the_save_is_an_error_and_no_signal(
     if name == "a small strided part":  # copied before
         save(state, path, mode)
         return
-    with pytest.raises((_memory.UnreadableMemoryError, genesis.UnpicklableStateError)):
+    with pytest.raises((memory.UnreadableMemoryError, genesis.UnpicklableStateError)):
         save(state, path, mode)
     assert not path.exists()

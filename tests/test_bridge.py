@@ -17,7 +17,8 @@ import pytest
 from contention import DEADLINE, held, join_threads, run
 
 import genesis
-from genesis import _bridge, aio
+from genesis import aio
+from genesis.aio import _bridge
 
 
 @pytest.fixture(autouse=True)

@@ -22,7 +22,7 @@ from contention import DEADLINE, held, litter
 from same import assert_same
 
 import genesis
-from genesis._frameworks.torch_ledger import Ledger
+from genesis._pickle.torch_plain import Ledger
 
 SAVES = 200
 CAPTURES = ["copy", "deferred"]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from genesis import _fs
-from genesis._descriptor import Descriptor
+from genesis._os import files
+from genesis._os.descriptors import Descriptor
 
 WINDOWS_LOCKED = {errno.EACCES, errno.EDEADLK}
 
@@ -50,7 +50,7 @@ def failing(*errors: OSError) -> Callable[[], None]:
     ],
 )
 def test_without_hard_links_the_backup_is_a_copy(error: OSError) -> None:
-    assert _fs._has_no_hard_links(error)
+    assert files._has_no_hard_links(error)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_without_hard_links_the_backup_is_a_copy(error: OSError) -> None:
     ],
 )
 def test_other_errors_of_linking_are_errors(error: OSError) -> None:
-    assert not _fs._has_no_hard_links(error)
+    assert not files._has_no_hard_links(error)
 
 
 # --- Locks ----------------------------------------------------------------------------------------
@@ -72,12 +72,12 @@ def test_other_errors_of_linking_are_errors(error: OSError) -> None:
 @pytest.mark.parametrize("code", sorted(WINDOWS_LOCKED))
 def test_a_lock_that_another_process_has_is_waited_for(code: int) -> None:
     lock = failing(OSError(code, "locked"), OSError(code, "locked"))
-    assert _fs._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
+    assert files._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
 
 
 @pytest.mark.parametrize("code", sorted(WINDOWS_LOCKED))
 def test_a_lock_that_another_process_has_is_not_waited_for_unasked(code: int) -> None:
-    assert not _fs._acquire(failing(OSError(code, "")), poll=False, locked=WINDOWS_LOCKED)
+    assert not files._acquire(failing(OSError(code, "")), poll=False, locked=WINDOWS_LOCKED)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
@@ -85,22 +85,22 @@ def test_where_there_are_no_locks_nobody_waits_for_one(code: int) -> None:
     def lock() -> None:
         raise OSError(code, "no locks here")
 
-    assert not _fs._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
+    assert not files._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
 
 
 def test_an_error_that_says_neither_is_raised() -> None:
     with pytest.raises(OSError, match="broken"):
-        _fs._acquire(failing(OSError(errno.EIO, "broken")), poll=True, locked=WINDOWS_LOCKED)
+        files._acquire(failing(OSError(errno.EIO, "broken")), poll=True, locked=WINDOWS_LOCKED)
 
 
 def test_a_lock_of_this_system(tmp_path: Path) -> None:
     one, other = Descriptor(), Descriptor()
     for file in (one, other):
-        _fs.open_lock_file(file, str(tmp_path / "lock"))
-    assert _fs.lock_file(one.number, wait=True)
-    assert not _fs.lock_file(other.number, wait=False)
-    _fs.unlock_file(one.number)
-    assert _fs.lock_file(other.number, wait=True)
+        files.open_lock_file(file, str(tmp_path / "lock"))
+    assert files.lock_file(one.number, wait=True)
+    assert not files.lock_file(other.number, wait=False)
+    files.unlock_file(one.number)
+    assert files.lock_file(other.number, wait=True)
 
 
 # --- Files that are held --------------------------------------------------------------------------
@@ -115,13 +115,13 @@ HELD = [
 
 @pytest.mark.parametrize("error", HELD)
 def test_a_file_that_is_held_on_windows_is_tried_again(error: OSError) -> None:
-    _fs._while_held(failing(error, error), "file")
+    files._while_held(failing(error, error), "file")
 
 
 @pytest.mark.parametrize("error", HELD[-1:])
 def test_a_file_that_stays_held_is_an_error_with_its_cure(error: OSError) -> None:
     with pytest.raises(PermissionError, match=r"open or mapped.*close it there.*'file'$") as caught:
-        _fs._while_held(failing(*[error] * 1000), "file")
+        files._while_held(failing(*[error] * 1000), "file")
     assert caught.value.__cause__ is error
 
 
@@ -130,5 +130,5 @@ def test_a_file_that_stays_held_is_an_error_with_its_cure(error: OSError) -> Non
 )
 def test_what_does_not_pass_is_not_tried_again(error: OSError) -> None:
     with pytest.raises(OSError, match=r"say|said") as caught:
-        _fs._while_held(failing(error), "file")
+        files._while_held(failing(error), "file")
     assert caught.value is error

@@ -14,7 +14,7 @@ import pytest
 from contention import run
 
 import genesis
-from genesis import _store
+from genesis._file import writer
 
 MB = 1 << 20
 
@@ -25,7 +25,7 @@ def as_before() -> Iterator[None]:
     yield
     genesis.configure(keep_arenas=2, keep_seconds=60)
     genesis.release_memory()
-    _store.idle.stop()
+    writer.idle.stop()
 
 
 def save(path: Path, size: int = 100 * MB) -> None:
@@ -39,18 +39,18 @@ def waiting() -> list[threading.Thread]:
 
 def test_release_memory_lets_go_of_all_that_is_at_rest(path: Path) -> None:
     save(path)
-    assert _store.arenas.size >= 100 * MB
+    assert writer.arenas.size >= 100 * MB
     genesis.release_memory()
-    assert _store.arenas.size == 0
+    assert writer.arenas.size == 0
     save(path)
 
 
 def test_keep_arenas_lets_go_at_once(path: Path) -> None:
     save(path)
     genesis.configure(keep_arenas=0)
-    assert _store.arenas.size == 0
+    assert writer.arenas.size == 0
     save(path)
-    assert _store.arenas.size == 0
+    assert writer.arenas.size == 0
 
 
 def test_memory_goes_when_no_save_comes_for_a_while(path: Path) -> None:
@@ -60,16 +60,16 @@ def test_memory_goes_when_no_save_comes_for_a_while(path: Path) -> None:
     thread.join()
     for thread in waiting():
         thread.join()
-    assert _store.arenas.size == 0
+    assert writer.arenas.size == 0
 
 
 def test_each_save_begins_the_while_anew(path: Path) -> None:
     save(path)
-    before = _store.idle.left()
+    before = writer.idle.left()
     save(path)
-    assert 0 < 60 - _store.idle.left() < 60 - before + 60
+    assert 0 < 60 - writer.idle.left() < 60 - before + 60
     assert len(waiting()) == 1
-    assert _store.arenas.size >= 100 * MB
+    assert writer.arenas.size >= 100 * MB
 
 
 @pytest.mark.parametrize("size", [MB, 20 * MB])
@@ -82,7 +82,7 @@ def test_memory_that_is_kept_for_ever_needs_no_thread(path: Path) -> None:
     genesis.configure(keep_seconds=inf)
     save(path)
     assert not waiting()
-    assert _store.arenas.size >= 100 * MB
+    assert writer.arenas.size >= 100 * MB
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan")])
@@ -94,7 +94,7 @@ def test_a_time_that_is_none_is_refused(seconds: float) -> None:
 def test_what_prewarm_made_present_waits_for_its_save(path: Path) -> None:
     genesis.prewarm({"a": np.zeros(100 * MB, "u1")})
     assert not waiting()
-    assert _store.arenas.size >= 100 * MB
+    assert writer.arenas.size >= 100 * MB
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")

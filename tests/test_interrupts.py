@@ -23,9 +23,9 @@ import pytest
 from contention import DEADLINE, descriptors, run
 
 import genesis
-from genesis._descriptor import Descriptor
-from genesis._interrupts import Doubled, Event, Thread
-from genesis._waiting import OpenFuture
+from genesis._os.descriptors import Descriptor
+from genesis._threads.interrupts import Doubled, Event, Thread
+from genesis._threads.waiting import OpenFuture
 
 PACKAGE = Path(genesis.__file__).parent
 SCRIPT = Path(__file__).with_name("interrupting.py")
@@ -414,7 +414,7 @@ def test_what_cannot_be_opened_leaves_nothing(tmp_path: Path) -> None:
 def test_a_forked_child_has_none_of_them(tmp_path: Path) -> None:
     script = """
 import os, sys
-from genesis._descriptor import Descriptor
+from genesis._os.descriptors import Descriptor
 file = Descriptor()
 file.open(os.open, sys.argv[1], os.O_RDONLY)
 number = file.number

@@ -16,7 +16,7 @@ import pytest
 from contention import DEADLINE, litter
 
 import genesis
-from genesis import _fs
+from genesis._os import files
 
 MANY = 5000
 
@@ -30,7 +30,7 @@ def large(tmp_path: Path) -> Path:
 
 def leave(folder: Path, number: int = 0) -> Path:
     """What a writer of this machine leaves when it is killed."""
-    left = folder / f".f.genesis-{_fs.host()}{number:012x}.tmp"
+    left = folder / f".f.genesis-{files.host()}{number:012x}.tmp"
     left.write_bytes(b"part of a checkpoint")
     return left
 

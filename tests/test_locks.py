@@ -27,8 +27,9 @@ from contention import (
 )
 
 import genesis
-from genesis import _fs
-from genesis._locks import DirectoryLock, Turn, Turns
+from genesis._engine.queues import Turn, Turns
+from genesis._os import files
+from genesis._os.locks import DirectoryLock
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +154,8 @@ def test_turns_that_come_and_go_at_random_are_never_lost() -> None:
 
 LOCKER = """
 import sys
-from genesis import _fs
-from genesis._locks import DirectoryLock
+from genesis._os import files as _fs
+from genesis._os.locks import DirectoryLock
 with _fs.Directory(sys.argv[1]) as directory, DirectoryLock(directory, "f") as lock:
     lock.take()
     print("locked", flush=True)
@@ -181,11 +182,11 @@ def test_the_lock_excludes_another_thread(tmp_path: Path) -> None:
     entered = threading.Event()
 
     def enter() -> None:
-        with _fs.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
+        with files.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
             lock.take()
             entered.set()
 
-    with _fs.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
+    with files.Directory(str(tmp_path)) as mine, DirectoryLock(mine, "f") as lock:
         lock.take()
         thread = threading.Thread(target=enter)
         thread.start()

@@ -20,7 +20,7 @@ from second_reader import read_index
 
 import genesis
 from genesis import aio
-from genesis._retention import Checkpoint, by_writing
+from genesis.retention import Checkpoint, by_writing
 
 
 class Model:

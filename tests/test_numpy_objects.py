@@ -16,7 +16,7 @@ from same import assert_same, assert_same_array
 from second_reader import read, take_apart
 
 import genesis
-from genesis._frameworks.numpy import ScatteredBytes
+from genesis._pickle.numpy import ScatteredBytes
 
 NUMPY_2 = hasattr(np.dtypes, "StringDType")
 

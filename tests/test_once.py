@@ -236,8 +236,6 @@ def test_a_tree_of_a_thousand_levels_is_saved(beside: Any, path: Path) -> None:
 def test_a_string_that_is_the_name_of_the_main_module_needs_no_dill(
     text: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genesis import _pickling
-
-    monkeypatch.setattr(_pickling, "by_dill", None)
+    monkeypatch.setattr("genesis._pickle.dumping.by_dill", None)
     genesis.save({"name": text, text: 1}, path)
     assert pickle.loads(path.read_bytes()) == {"name": text, text: 1}

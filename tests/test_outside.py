@@ -41,7 +41,7 @@ import numpy as np
 import pytest
 
 import genesis
-from genesis._futures import SaveFuture
+from genesis._engine.futures import SaveFuture
 
 
 def running() -> Iterator[int]:

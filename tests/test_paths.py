@@ -18,7 +18,7 @@ from contention import DEADLINE, join_threads
 
 import genesis
 from genesis import aio
-from genesis._bridge import executor
+from genesis.aio._bridge import executor
 
 
 @pytest.fixture(autouse=True)

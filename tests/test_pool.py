@@ -17,8 +17,8 @@ import pytest
 from contention import DEADLINE, exit_status, fork, join_threads
 
 import genesis
-from genesis._crew import Companion, run_all
-from genesis._pool import Pool
+from genesis._threads.companions import Companion, run_all
+from genesis._threads.pool import Pool
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import pytest
 from contention import DEADLINE, held, join_threads, litter, start_save
 
 import genesis
-from genesis import _fs, aio
+from genesis import aio
+from genesis._os import files
 
 
 @pytest.fixture(autouse=True)
@@ -41,8 +42,8 @@ def test_everything_of_a_checkpoint_is_removed_and_nothing_else(
     for name in ("f", "ff", "g"):
         genesis.save({"a": 1}, tmp_path / name)
     (tmp_path / "f.genesis.bak").write_bytes((tmp_path / "f").read_bytes())
-    (tmp_path / f".f.genesis-{_fs.host()}{0:012x}.tmp").touch()
-    left_of_another = tmp_path / f".g.genesis-{_fs.host()}{0:012x}.tmp"
+    (tmp_path / f".f.genesis-{files.host()}{0:012x}.tmp").touch()
+    left_of_another = tmp_path / f".g.genesis-{files.host()}{0:012x}.tmp"
     left_of_another.touch()
     remove(tmp_path / "f")
     assert sorted(os.listdir(tmp_path)) == [left_of_another.name, "ff", "g"]
@@ -58,9 +59,9 @@ def test_a_save_that_is_on_its_way_does_not_bring_the_file_back(
     genesis.save({"n": 0}, path)
     with held(tmp_path) as hold:
         saves = [start_save({"n": 1}, path)]
-        executor = genesis._bridge.executor  # type: ignore[attr-defined]
+        executor = genesis.aio._bridge.executor  # type: ignore[attr-defined]
         removing = executor.submit(remove, path)
-        while genesis._api.writer.turns.count() < 2:
+        while genesis._save.writer.turns.count() < 2:
             pass
         assert not removing.done()
         hold.release()

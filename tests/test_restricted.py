@@ -32,9 +32,9 @@ from same import assert_same
 from torch import nn
 
 import genesis
-from genesis import _restricted
-from genesis._restricted import machine, strict
-from genesis._restricted.torch import DTYPES
+from genesis import _safe
+from genesis._safe import machine, strict
+from genesis._safe.torch import DTYPES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Sparse .* support is in beta:UserWarning"),
@@ -488,7 +488,7 @@ def _on_cuda() -> bytes:
 def test_tensors_of_an_accelerator_come_to_the_host() -> None:
     data = bytearray(np.arange(16, dtype="<f4"))
 
-    loaded = _restricted.load(_on_cuda(), data=data, path="c", map_location="cpu")
+    loaded = _safe.load(_on_cuda(), data=data, path="c", map_location="cpu")
 
     assert loaded.tolist() == [0, 1, 2, 3]
 
@@ -496,7 +496,7 @@ def test_tensors_of_an_accelerator_come_to_the_host() -> None:
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_tensors_of_an_accelerator_that_is_not_there_say_what_to_do() -> None:
     with pytest.raises(genesis.UnsafeLoadError, match=r"no CUDA device.*map_location='cpu'"):
-        _restricted.load(_on_cuda(), data=bytearray(64), path="c")
+        _safe.load(_on_cuda(), data=bytearray(64), path="c")
 
 
 @pytest.mark.gpu
@@ -569,9 +569,9 @@ class Reduced:
 
 @pytest.fixture(autouse=True)
 def no_safe_globals() -> Iterator[None]:
-    _restricted.clear_safe_globals()
+    _safe.clear_safe_globals()
     yield
-    _restricted.clear_safe_globals()
+    _safe.clear_safe_globals()
 
 
 def _slots() -> Slots:
@@ -632,18 +632,18 @@ def test_a_subclass_of_a_registered_class_is_not_registered(path: Path) -> None:
 
 def test_an_object_may_be_registered_under_a_name_of_old(path: Path) -> None:
     path.write_bytes(asm.stream(asm.new(asm.name("old.place", "Config"))))
-    _restricted.add_safe_globals([(Config, "old.place.Config")])
+    _safe.add_safe_globals([(Config, "old.place.Config")])
 
     assert type(genesis.load(path, weights_only=True)) is Config
 
 
 def test_registered_globals_are_listed_and_forgotten() -> None:
-    _restricted.add_safe_globals([Config])
-    _restricted.add_safe_globals([Point, Config])
+    _safe.add_safe_globals([Config])
+    _safe.add_safe_globals([Point, Config])
 
-    assert _restricted.get_safe_globals() == [Config, Point]
-    _restricted.clear_safe_globals()
-    assert _restricted.get_safe_globals() == []
+    assert _safe.get_safe_globals() == [Config, Point]
+    _safe.clear_safe_globals()
+    assert _safe.get_safe_globals() == []
 
 
 def test_globals_are_registered_for_a_while(path: Path) -> None:
@@ -653,7 +653,7 @@ def test_globals_are_registered_for_a_while(path: Path) -> None:
     with genesis.safe_globals([Config, Point]):
         assert genesis.load(path, weights_only=True)["it"] == Config(2.5)
 
-    assert _restricted.get_safe_globals() == [Point]
+    assert _safe.get_safe_globals() == [Point]
     with pytest.raises(genesis.UnsafeLoadError, match=r"\.Config\b"):
         genesis.load(path, weights_only=True)
 
@@ -672,14 +672,14 @@ def test_registering_what_is_listed_changes_nothing(path: Path) -> None:
     assert_same(unchecked, checked)
     hostile = asm.call(asm.name("numpy", "ndarray"), (1 << 40,), asm.dtype("<f8"))
     with pytest.raises(genesis.UnsafeLoadError, match="has elements and no data"):
-        _restricted.load(asm.stream(hostile), data=bytearray(64), path="c")
+        _safe.load(asm.stream(hostile), data=bytearray(64), path="c")
 
 
 def test_registered_functions_get_what_is_listed_and_registered_for_real() -> None:
     code = asm.stream(asm.call(asm.name(Reduced.__module__, "Reduced"), asm.name("numpy", "dtype")))
     genesis.add_safe_globals([Reduced, np.dtype])
 
-    assert _restricted.load(code, data=None, path="c").arguments == (np.dtype,)
+    assert _safe.load(code, data=None, path="c").arguments == (np.dtype,)
 
 
 def test_registered_things_are_not_called_with_what_was_built_here() -> None:
@@ -694,7 +694,7 @@ def test_registered_things_are_not_called_with_what_was_built_here() -> None:
         asm.build(asm.call(asm.name(Color.__module__, "Color"), "red"), {"_value_": "green"}),
     ):
         with pytest.raises(genesis.UnsafeLoadError, match=r"the state of a .* is set"):
-            _restricted.load(asm.stream(code), data=bytearray(256), path="c")
+            _safe.load(asm.stream(code), data=bytearray(256), path="c")
     assert np.dtype("<f4").str == "<f4"
     assert Color.RED.value == "red"
 
@@ -705,7 +705,7 @@ def test_items_for_a_registered_class_that_takes_none_are_refused(opcodes: bytes
     code = asm.Code(asm.call(asm.name(Reduced.__module__, "Reduced")) + opcodes)
 
     with pytest.raises(genesis.UnsafeLoadError, match=r"AttributeError|TypeError"):
-        _restricted.load(asm.stream(code), data=None, path="c")
+        _safe.load(asm.stream(code), data=None, path="c")
 
 
 def test_items_of_a_registered_class_are_no_stand_ins() -> None:
@@ -714,7 +714,7 @@ def test_items_of_a_registered_class_are_no_stand_ins() -> None:
     code = asm.Code(made + asm.name("collections", "OrderedDict") + b"a")
 
     with pytest.raises(genesis.UnsafeLoadError, match="stands in the place of a value"):
-        _restricted.load(asm.stream(code), data=None, path="c")
+        _safe.load(asm.stream(code), data=None, path="c")
 
 
 def test_walks_that_a_file_asks_for_again_and_again_are_paid_for() -> None:
@@ -724,7 +724,7 @@ def test_walks_that_a_file_asks_for_again_and_again_are_paid_for() -> None:
     code = asm.Code(make + b"\x940" + long + b"\x85\x940" + b"](" + b"h\x00h\x01R" * 20_000 + b"e")
 
     with pytest.raises(genesis.UnsafeLoadError, match="more is copied than the file holds"):
-        _restricted.load(asm.stream(code), data=None, path="c")
+        _safe.load(asm.stream(code), data=None, path="c")
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -764,7 +764,7 @@ def test_registered_functions_get_no_stand_ins() -> None:
     with pytest.raises(
         genesis.UnsafeLoadError, match=r"builtins\.set stands in the place of a val"
     ):
-        _restricted.load(asm.stream(code), data=None, path="c")
+        _safe.load(asm.stream(code), data=None, path="c")
 
 
 def test_an_error_of_a_registered_class_is_a_refusal(path: Path) -> None:
@@ -773,7 +773,7 @@ def test_an_error_of_a_registered_class_is_a_refusal(path: Path) -> None:
     genesis.add_safe_globals([Color])
 
     with pytest.raises(genesis.UnsafeLoadError, match="ValueError: 'no color'"):
-        _restricted.load(damaged, data=None, path="c")
+        _safe.load(damaged, data=None, path="c")
 
 
 def test_a_refusal_names_everything_that_was_refused(path: Path) -> None:
@@ -807,7 +807,7 @@ def test_a_refusal_writes_nothing_to_the_terminal() -> None:
     code = asm.call(asm.name("os\x1b[2J", "sys\ntem" + "x" * 450))
 
     with pytest.raises(genesis.UnsafeLoadError, match=r"os\\x1b\[2J.sys\\ntemx") as caught:
-        _restricted.load(asm.stream(code), data=None, path="c")
+        _safe.load(asm.stream(code), data=None, path="c")
 
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 1000
@@ -921,9 +921,9 @@ RICH = asm.stream(
 @pytest.mark.parametrize("size", range(len(RICH)))
 def test_every_truncation_is_a_named_error(size: int) -> None:
     with pytest.raises(genesis.CorruptCheckpointError, match="c: "):
-        _restricted.load(RICH[:size], data=bytearray(64), path="c")
+        _safe.load(RICH[:size], data=bytearray(64), path="c")
     with pytest.raises(genesis.CorruptCheckpointError, match="c: "):
-        _restricted.outline(RICH[:size], path="c", data_size=64)
+        _safe.outline(RICH[:size], path="c", data_size=64)
 
 
 @pytest.mark.parametrize(
@@ -943,22 +943,22 @@ def test_every_truncation_is_a_named_error(size: int) -> None:
 def test_limits(
     monkeypatch: pytest.MonkeyPatch, where: Any, limit: str, skeleton: bytes, match: str
 ) -> None:
-    _restricted.load(skeleton, data=None, path="c")
+    _safe.load(skeleton, data=None, path="c")
     monkeypatch.setattr(where, limit, 5)
     monkeypatch.setattr(machine, "CHECK_EVERY", 1)
 
     with pytest.raises(genesis.UnsafeLoadError, match=match):
-        _restricted.load(skeleton, data=None, path="c")
+        _safe.load(skeleton, data=None, path="c")
 
 
 def test_plain_data_loads_without_any_framework(tmp_path: Path) -> None:
     code = """
 import pickle, sys
-from genesis import _restricted
+from genesis import _safe
 skeleton = pickle.dumps({"a": [1, (2.5, "b")]})
-print(_restricted.load(skeleton, data=None, path="c"))
+print(_safe.load(skeleton, data=None, path="c"))
 skeleton = bytes.fromhex(sys.argv[1])
-print(list(_restricted.arrays(_restricted.outline(skeleton, path="c", data_size=64))))
+print(list(_safe.arrays(_safe.outline(skeleton, path="c", data_size=64))))
 print([name for name in ("torch", "numpy", "jax", "dill") if name in sys.modules])
 """
     command = [sys.executable, "-c", code, RICH.hex()]
@@ -1038,10 +1038,10 @@ def test_a_verdict_writes_nothing_to_the_terminal(path: Path) -> None:
 
 
 def outline_of(state: Any, path: Path) -> Any:
-    from genesis import _store
+    from genesis._file import reader
 
     genesis.save(state, path, clear=False)
-    return _store.outline(str(path))
+    return reader.outline(str(path))
 
 
 def test_outline_describes_tensors_and_arrays(path: Path) -> None:
@@ -1055,7 +1055,7 @@ def test_outline_describes_tensors_and_arrays(path: Path) -> None:
     }
 
     tree = outline_of(state, path)
-    found = dict(_restricted.arrays(tree))
+    found = dict(_safe.arrays(tree))
 
     shown = {
         place: (info.kind, info.dtype, info.shape, info.nbytes) for place, info in found.items()
@@ -1106,11 +1106,11 @@ def test_outline_does_not_run_what_it_describes(path: Path) -> None:
 
     tree = outline_of(state, path)
 
-    assert isinstance(tree["f"], _restricted.Opaque)
+    assert isinstance(tree["f"], _safe.Opaque)
     assert tree["c"].name.endswith(".Config")
     assert {"rate": 2.5, "layers": [3]} in tree["c"].parts
     assert tree["w"].shape == (2,)
-    assert (2, 2) in {info.shape for _, info in _restricted.arrays(tree["t"])}
+    assert (2, 2) in {info.shape for _, info in _safe.arrays(tree["t"])}
 
 
 class Traced(torch.Tensor):
@@ -1123,7 +1123,7 @@ def test_outline_sees_through_subclasses_and_attributes(path: Path) -> None:
 
     tree = outline_of({"s": torch.ones(2).as_subclass(Traced), "p": marked}, path)
 
-    assert {place: info.shape for place, info in _restricted.arrays(tree)} == {
+    assert {place: info.shape for place, info in _safe.arrays(tree)} == {
         "['s']": (2,),
         "['p']": (3,),
     }
@@ -1137,12 +1137,12 @@ def test_outline_reads_pickles_of_every_protocol(
     plain = {"a": [1, -1, 1 << 70, 2.5, True, None], "text\n'ü'": ("x", b"y"), "c": {}}
     state = plain | {"object": Config(), "set": {1}, "function": make_config, "array": np.ones(2)}
 
-    tree = _restricted.outline(dumps(state, protocol), path="c")
+    tree = _safe.outline(dumps(state, protocol), path="c")
 
     assert list(tree)[:2] == ["a", "text\n'ü'"]
     assert tree["a"] == plain["a"]
     assert tree["text\n'ü'"][0] == "x"
-    assert isinstance(tree["object"], _restricted.Opaque)
+    assert isinstance(tree["object"], _safe.Opaque)
 
 
 def test_outline_reads_persistent_ids_extensions_and_buffers() -> None:
@@ -1153,21 +1153,21 @@ def test_outline_reads_persistent_ids_extensions_and_buffers() -> None:
     for protocol in (0, 5):
         file = io.BytesIO()
         Pickler(file, protocol).dump([Config()])
-        assert repr(_restricted.outline(file.getvalue(), path="c")) == "[Opaque('persistent id')]"
+        assert repr(_safe.outline(file.getvalue(), path="c")) == "[Opaque('persistent id')]"
     buffers = pickle.dumps([pickle.PickleBuffer(b"ab")], 5, buffer_callback=lambda buffer: None)
-    assert repr(_restricted.outline(buffers, path="c")) == "[Opaque('out-of-band buffer')]"
+    assert repr(_safe.outline(buffers, path="c")) == "[Opaque('out-of-band buffer')]"
     extended = b"\x80\x02]\x82\x7ba."
-    assert repr(_restricted.outline(extended, path="c")) == "[Opaque('extension code')]"
+    assert repr(_safe.outline(extended, path="c")) == "[Opaque('extension code')]"
 
 
 def test_outline_of_a_cycle_ends() -> None:
     loop: list[Any] = [np.int64(1)]
     loop.append(loop)
 
-    tree = _restricted.outline(pickle.dumps(loop), path="c")
+    tree = _safe.outline(pickle.dumps(loop), path="c")
 
     assert tree[1] is tree
-    assert list(_restricted.arrays(tree)) == []
+    assert list(_safe.arrays(tree)) == []
 
 
 def test_outline_names_places_however_deep() -> None:
@@ -1175,9 +1175,9 @@ def test_outline_names_places_however_deep() -> None:
     for _ in range(5000):
         code = asm.Code(b"]" + code + b"a")
 
-    tree = _restricted.outline(asm.stream(code), path="c", data_size=64)
+    tree = _safe.outline(asm.stream(code), path="c", data_size=64)
 
-    ((place, info),) = _restricted.arrays(tree)
+    ((place, info),) = _safe.arrays(tree)
     assert info.shape == (4,)
     assert place.startswith("...[0]")
 
@@ -1185,7 +1185,7 @@ def test_outline_names_places_however_deep() -> None:
 def test_outline_refuses_what_is_not_in_the_region() -> None:
     inside = asm.stream(asm.array((16,)))
 
-    assert _restricted.outline(inside, path="c", data_size=64).nbytes == 64
+    assert _safe.outline(inside, path="c", data_size=64).nbytes == 64
     with pytest.raises(genesis.CorruptCheckpointError, match="an array lies at") as caught:
-        _restricted.outline(inside, path="c", data_size=63, base_offset=1000)
+        _safe.outline(inside, path="c", data_size=63, base_offset=1000)
     assert caught.value.offset == 1000 + len(inside) - 2

@@ -27,7 +27,7 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import genesis
-from genesis import _pickling
+from genesis._pickle import dumping
 
 SMALL = 4096
 """Bytes that the file of a few small tensors never reaches."""
@@ -274,7 +274,7 @@ def test_any_slices_of_one_storage_share_exactly_what_they_shared(
 
 def cost_of(views: list[torch.Tensor]) -> float:
     began = time.thread_time()
-    _pickling.plan(views)
+    dumping.plan(views)
     return time.thread_time() - began
 
 
@@ -851,7 +851,7 @@ def test_a_tensor_that_changed_since_the_last_save(change: str, grad: bool, tmp_
 def test_tensors_that_look_as_before_are_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ledger = pytest.importorskip("genesis._frameworks.torch_ledger")
+    ledger = pytest.importorskip("genesis._pickle.torch_plain")
     if ledger.TensorGuards is None:
         pytest.skip("this torch has no guards")
     monkeypatch.setattr(ledger, "_recent", ())

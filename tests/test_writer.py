@@ -548,7 +548,7 @@ def test_a_wait_for_what_stands_beneath_is_refused(tmp_path: Path, wait: str) ->
     thread has locked."""
     script = """
 import concurrent.futures, sys, genesis
-from genesis import _fs
+from genesis._os import files as _fs
 from pathlib import Path
 folder = Path(sys.argv[1])
 genesis.save({"n": 0}, folder / "f")
@@ -581,7 +581,7 @@ def test_a_handler_that_saves_beside_the_file_whose_commit_it_interrupts(tmp_pat
     abandoned."""
     script = """
 import fcntl, os, sys, genesis
-from genesis import _fs
+from genesis._os import files as _fs
 from pathlib import Path
 folder = Path(sys.argv[1])
 genesis.save({"n": 0}, folder / "f")
@@ -632,7 +632,7 @@ def handler(*_):
     except RuntimeError as exc:
         print("refused:", exc)
 signal.signal(signal.SIGTERM, handler)
-from genesis import _store
+from genesis._file import writer as _store
 save_staged = _store.save_staged
 def interrupted(*args):
     signal.raise_signal(signal.SIGTERM)

@@ -2,10 +2,12 @@
 
 The event loop is held for the capture of a state, and for a look at its path: waiting, writing,
 loading and the first touch of memory happen on threads. Cancelling a call never cuts a write that
-has begun (`genesis._bridge`).
+has begun (`genesis.aio._bridge`).
 """
 
-from .. import _bridge, _frameworks, _public
+from .. import _public
+from .._pickle import arrays
+from . import _bridge
 from ._calls import (
     flush,
     load,
@@ -46,4 +48,4 @@ _public.publish(globals())
 
 # Here, where importing takes its time anyway, and not when the first call holds an event loop.
 _bridge.load_backends()
-_frameworks.load_those_in_use()
+arrays.load_those_in_use()

@@ -6,13 +6,16 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
-from .. import _api, _bridge, _fs, _store
+from .. import _load, _save
 from .._clearing import Clearing
-from .._futures import SaveReport
+from .._engine.futures import SaveReport
+from .._engine.scheduler import Request, Task, scheduler
+from .._file import writer
 from .._inspect import Report
 from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
-from .._waiting import OpenFuture
-from .._writer import Request, Task, writer
+from .._os import files
+from .._threads.waiting import OpenFuture
+from . import _bridge
 
 
 @spelled_out(SaveChoices)
@@ -29,7 +32,7 @@ async def save(state_dict: Any, file_path: FilePath, **options: Unpack[SaveOptio
     Cancellation: before the state is captured the save is withdrawn; afterwards only the waiting
     ends, the file is written, and the dict is left as it is.
     """
-    request, clearing = _api.make_request(state_dict, file_path, options, background=False)
+    request, clearing = _save.make_request(state_dict, file_path, options, background=False)
     return await _saved(request, clearing)
 
 
@@ -45,17 +48,17 @@ async def _saved(request: Request, clearing: Clearing) -> SaveReport:
 async def submit(request: Request) -> SaveReport:
     """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
     _bridge.prepare()
-    task = Task(writer, request, make_present=_make_present)
+    task = Task(scheduler, request, make_present=_make_present)
     future = task.future
     with task, task:
-        for step in writer.submission(task):
+        for step in scheduler.submission(task):
             await _bridge.settled(step, orphaned=task.withdraw)
     return await _bridge.wait(future)
 
 
 def _make_present(size: int) -> OpenFuture[None]:
     # Somebody waits for it, so without huge pages.
-    return _bridge.executor.submit(_store.make_present, size, huge=False)
+    return _bridge.executor.submit(writer.make_present, size, huge=False)
 
 
 @spelled_out(SaveChoices)
@@ -66,7 +69,7 @@ async def save_checkpoint(
     **options: Unpack[SaveOptions],
 ) -> SaveReport:
     """`genesis.save_checkpoint`, awaited; cancellation as for `save`."""
-    request, clearing = _api.checkpoint_request(
+    request, clearing = _save.checkpoint_request(
         model_state_dict, optimizer_state_dict, file_path, options, background=False
     )
     return await _saved(request, clearing)
@@ -75,30 +78,30 @@ async def save_checkpoint(
 @spelled_out(LoadChoices)
 async def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
     """`genesis.load` on a thread. Cancelling returns at once and drops what is loaded."""
-    path = _fs.resolve(file_path)  # now: another task may change the working directory meanwhile
-    return await _bridge.call(partial(_api.load, path, **options))
+    path = files.resolve(file_path)  # now: another task may change the working directory meanwhile
+    return await _bridge.call(partial(_load.load, path, **options))
 
 
 @spelled_out(LoadChoices)
 async def load_checkpoint(file_path: FilePath, **options: Unpack[LoadOptions]) -> tuple[Any, Any]:
     """`genesis.load_checkpoint` on a thread; cancellation as for `load`."""
-    return _api.parts_of(await load(file_path, **options), file_path)
+    return _load.parts_of(await load(file_path, **options), file_path)
 
 
 async def load_metadata(file_path: FilePath) -> dict[str, Any]:
     """`genesis.load_metadata` on a thread."""
-    return await _bridge.call(partial(_api.load_metadata, _fs.resolve(file_path)))
+    return await _bridge.call(partial(_load.load_metadata, files.resolve(file_path)))
 
 
 async def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
     """`genesis.remove`, awaited. Its place among the saves of the path is that of the moment when
     the coroutine first runs; cancelling it ends the waiting only."""
     _bridge.prepare()
-    turn = _api.removal(file_path)
+    turn = _save.removal(file_path)
     try:
         turn.enter()
         turn.needed = None  # the event loop goes on: a thread does the rest
-        removing = _bridge.executor.submit(_api.remove_in_turn, turn, missing_ok=missing_ok)
+        removing = _bridge.executor.submit(_save.remove_in_turn, turn, missing_ok=missing_ok)
     except BaseException:
         turn.leave()
         raise
@@ -108,14 +111,14 @@ async def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
 async def flush(timeout: float | None = None) -> None:  # noqa: ASYNC109  as the plain call
     """`genesis.flush`, awaited: the event loop goes on, which the plain call would hold. Cancelling
     ends the waiting only, and leaves every failure to the next `flush`."""
-    await _bridge.call(partial(writer.wait_for, writer.under_way(), timeout))
-    writer.raise_unseen()
+    await _bridge.call(partial(scheduler.wait_for, scheduler.under_way(), timeout))
+    scheduler.raise_unseen()
 
 
 async def prewarm(state_dict: Any) -> None:
     """`genesis.prewarm`, with the memory made present on a thread. The first large save does the
     same where this was not called, and captures its state after it."""
-    await _bridge.call(partial(_store.make_present, _api.size_of(state_dict), huge=True))
+    await _bridge.call(partial(writer.make_present, _save.size_of(state_dict), huge=True))
 
 
 async def safe_load_checkpoint(
@@ -125,25 +128,25 @@ async def safe_load_checkpoint(
     the model afterwards."""
     path = _resolved(file_path)
     return await _bridge.call(
-        partial(_api.safe_load_checkpoint, path, model, optimizer, weights_only=weights_only)
+        partial(_load.safe_load_checkpoint, path, model, optimizer, weights_only=weights_only)
     )
 
 
 async def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
     """`genesis.validate_checkpoint` on a thread."""
-    return await _bridge.call(partial(_api.validate_checkpoint, _resolved(file_path)))
+    return await _bridge.call(partial(_load.validate_checkpoint, _resolved(file_path)))
 
 
 async def verify(file_path: FilePath) -> Report:
     """`genesis.verify` on a thread."""
-    return await _bridge.call(partial(_api.verify, _fs.resolve(file_path)))
+    return await _bridge.call(partial(_load.verify, files.resolve(file_path)))
 
 
 def _resolved(file_path: FilePath) -> FilePath:
     """The real path of now, since another task may change the working directory meanwhile. A path
     that cannot be resolved stays as it is: the plain call says why, in its own way."""
     with suppress(OSError, ValueError, TypeError):
-        return _fs.resolve(file_path)
+        return files.resolve(file_path)
     return file_path
 
 

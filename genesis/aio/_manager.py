@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Unpack
 
-from .. import _manager
-from .._futures import SaveReport
+from .. import manager
+from .._engine.futures import SaveReport
 from .._options import FilePath, SaveChoices, SaveOptions, spelled_out
 from ._calls import submit
 
@@ -14,7 +14,7 @@ class CheckpointManager:
     """`genesis.CheckpointManager` whose `save_checkpoint` is awaited."""
 
     def __init__(self, checkpoint_dir: FilePath, max_checkpoints: int = 5) -> None:
-        self._manager = _manager.CheckpointManager(checkpoint_dir, max_checkpoints)
+        self._manager = manager.CheckpointManager(checkpoint_dir, max_checkpoints)
 
     @spelled_out(SaveChoices)
     async def save_checkpoint(

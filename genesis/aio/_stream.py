@@ -12,9 +12,11 @@ from typing import Any
 
 from anyio import open_file
 
-from .. import _bridge, _fs, _store
-from .._descriptor import Descriptor
+from .._file import reader
 from .._options import FilePath
+from .._os import files
+from .._os.descriptors import Descriptor
+from . import _bridge
 
 with suppress(ImportError):  # which trio does without
     import aiofiles  # now: the first call would hold the event loop
@@ -36,12 +38,12 @@ def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncGenerator[
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     # Now, not when the first piece is asked for: the working directory may be another one by then.
-    return _stream(_fs.resolve(file_path), chunk_size)
+    return _stream(files.resolve(file_path), chunk_size)
 
 
 async def _stream(path: str, chunk_size: int) -> AsyncGenerator[bytes, None]:
     async with _descriptor(path) as fd, _open(fd) as file:
-        opened = await _bridge.call(partial(_store.open_file, path, fd))
+        opened = await _bridge.call(partial(reader.open_file, path, fd))
         for number in range(opened.chunks):
             low, high = opened.chunk_span(number)
             chunk = await file.read(high - low)
@@ -61,7 +63,7 @@ async def _descriptor(path: str) -> AsyncIterator[int]:
     nobody. So it is closed when both are over, whichever is the last.
     """
     file = Descriptor()
-    opening = _bridge.executor.submit(_fs.open_for_reading, file, path)
+    opening = _bridge.executor.submit(files.open_for_reading, file, path)
     try:
         await _bridge.wait(opening)
         yield file.number

@@ -291,7 +291,7 @@ def _names() -> Named:
         ("torch.storage", "_StorageBase.cuda.__globals__"),
         ("torch.serialization", "_get_layout.cache"),
         ("numpy", "dtype.type"),
-        ("genesis._restricted.site", "REGISTRY.update"),
+        ("genesis._safe.site", "REGISTRY.update"),
         ("collections", "OrderedDict\0"),
         ("collections.abc", "OrderedDict"),
         ("torch", "load"),
@@ -315,7 +315,7 @@ def _names() -> Named:
         ("__builtin__", "eval"),
         ("copyreg", "_reconstructor"),
         ("genesis", "load"),
-        ("genesis._restricted", "add_safe_globals"),
+        ("genesis._safe", "add_safe_globals"),
     ):
         yield f"{module!r} {qualname!r}", call(name(module, qualname))
     yield "text with a carriage return", call(text_name("collections\r", "OrderedDict"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from genesis import _format
+from genesis._file import layout
 
 
 def genesis_file(skeleton: bytes, data: bytes, **changes: Any) -> bytes:
@@ -13,12 +13,12 @@ def genesis_file(skeleton: bytes, data: bytes, **changes: Any) -> bytes:
     Args:
         changes: what its trailer says instead: ``stream_size``, ``skeleton_offset``, ``pickler``.
     """
-    start = _format.header(len(data)) + data + _format.prologue(torch_storages=True)
+    start = layout.header(len(data)) + data + layout.prologue(torch_storages=True)
     whole = start + skeleton
-    chunk = _format.CHUNK_SIZE
-    digests = [_format.digest(whole[low : low + chunk]) for low in range(0, len(whole), chunk)]
-    index = _format.encode_index(changes.get("pickler", "pickle"), "a test", "3.11", {})
-    trailer = _format.encode_trailer(
+    chunk = layout.CHUNK_SIZE
+    digests = [layout.digest(whole[low : low + chunk]) for low in range(0, len(whole), chunk)]
+    index = layout.encode_index(changes.get("pickler", "pickle"), "a test", "3.11", {})
+    trailer = layout.encode_trailer(
         digests,
         index,
         stream_size=changes.get("stream_size", len(whole)),

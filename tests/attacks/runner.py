@@ -22,7 +22,7 @@ import numpy
 import torch  # noqa: F401
 
 import genesis
-from genesis import GenesisError, _restricted
+from genesis import GenesisError, _safe
 
 from .assembler import array, floats, stream
 from .corpus import CANARY_MODULE, DATA, EXTENSION_CODES, Attack, attacks
@@ -41,12 +41,12 @@ _events: list[str] = []
 
 
 def _load(skeleton: bytes, path: Path) -> object:
-    return _restricted.load(skeleton, data=bytearray(DATA), path=str(path))
+    return _safe.load(skeleton, data=bytearray(DATA), path=str(path))
 
 
 def _outline(skeleton: bytes, path: Path) -> object:
-    tree = _restricted.outline(skeleton, path=str(path), data_size=len(DATA))
-    return list(_restricted.arrays(tree))
+    tree = _safe.outline(skeleton, path=str(path), data_size=len(DATA))
+    return list(_safe.arrays(tree))
 
 
 def _load_file(skeleton: bytes, path: Path) -> object:

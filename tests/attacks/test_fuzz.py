@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import genesis
 from attacks import assembler as asm
 from attacks.assembler import FROM_BUFFER, REGION, Code
-from genesis import _restricted
+from genesis import _safe
 
 SIZE = 256
 """Bytes of the data region."""
@@ -36,7 +36,7 @@ VALUES = (
 )  # fmt: skip
 DESCRIPTIONS = (
     type(None), bool, int, float, str, bytes, bytearray, frozenset, set,
-    _restricted.ArrayInfo, _restricted.Opaque,
+    _safe.ArrayInfo, _safe.Opaque,
 )  # fmt: skip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -51,16 +51,16 @@ def check(skeleton: bytes) -> None:
     """Give a stream to both readers, with and without a data region."""
     for data in (bytearray(SIZE), None):
         with suppress(genesis.CorruptCheckpointError):
-            result = _restricted.load(skeleton, data=data, path="fuzz")
+            result = _safe.load(skeleton, data=data, path="fuzz")
             for part in parts(result):
                 assert isinstance(part, VALUES)
                 check_bounds(part, data or b"\0")
     for size in (SIZE, None):
         with suppress(genesis.CorruptCheckpointError):
-            tree = _restricted.outline(skeleton, path="fuzz", data_size=size)
+            tree = _safe.outline(skeleton, path="fuzz", data_size=size)
             assert not [part for part in parts(tree) if not isinstance(part, DESCRIPTIONS)]
             room = size or 0
-            assert all(info.offset <= room for _, info in _restricted.arrays(tree))
+            assert all(info.offset <= room for _, info in _safe.arrays(tree))
 
 
 def check_bounds(part: Any, region: bytes | bytearray) -> None:
@@ -149,8 +149,8 @@ def test_honest_skeletons_load(number: int) -> None:
     """Or the mutations of them would prove little."""
     data = bytearray(SIZE) if number in NEED_REGION else None
 
-    _restricted.load(HONEST[number], data=data, path="honest")
-    _restricted.outline(HONEST[number], path="honest", data_size=data and SIZE)
+    _safe.load(HONEST[number], data=data, path="honest")
+    _safe.outline(HONEST[number], path="honest", data_size=data and SIZE)
 
 
 @fuzz
@@ -227,7 +227,7 @@ def nonsense(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 
 def _listed() -> list[str]:
-    from genesis._restricted.site import REGISTRY
+    from genesis._safe.site import REGISTRY
 
     return [*REGISTRY, "builtins list", "os system", "dill._dill _create_type"]
 

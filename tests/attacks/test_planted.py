@@ -20,7 +20,8 @@ from optional import torch
 import genesis
 from attacks.assembler import call, name, stream
 from attacks.files import genesis_file
-from genesis import _fs, aio
+from genesis import aio
+from genesis._os import files
 
 BACKUP = ".genesis.bak"
 STATE = {"a": 1}
@@ -136,7 +137,7 @@ def test_a_lock_file_is_not_opened_through_a_link(shared: Path, victim: Path) ->
     lock.symlink_to(victim)
 
     with pytest.raises(OSError, match="symbolic link"):
-        _fs.open_lock_file(str(lock))
+        files.open_lock_file(str(lock))
 
 
 def test_a_new_checkpoint_of_a_private_one_is_private_all_the_time(
@@ -146,13 +147,13 @@ def test_a_new_checkpoint_of_a_private_one_is_private_all_the_time(
     _save(shared)
     shared.chmod(0o600)
     modes: list[int] = []
-    real = _fs.write
+    real = files.write
 
     def look_and_write(fd: int, data: Any, offset: int) -> None:
         modes.append(stat.S_IMODE(os.fstat(fd).st_mode))
         real(fd, data, offset)
 
-    monkeypatch.setattr(_fs, "write", look_and_write)
+    monkeypatch.setattr(files, "write", look_and_write)
     _save(shared)
 
     assert set(modes) == {0o600}

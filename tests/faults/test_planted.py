@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 import genesis
-from genesis import _fs
-from genesis._atomic import Replacement
+from genesis._os import files
+from genesis.storage.local import Replacement
 
 VICTIM = "not ours"
-ABANDONED = f".other.pth.genesis-{_fs.host()}0123456789ab.tmp"
-ELSEWHERE = ABANDONED.replace(_fs.host(), "ffffff" if _fs.host() != "ffffff" else "eeeeee")
+ABANDONED = f".other.pth.genesis-{files.host()}0123456789ab.tmp"
+ELSEWHERE = ABANDONED.replace(files.host(), "ffffff" if files.host() != "ffffff" else "eeeeee")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_a_symlink_at_the_name_of_the_temporary_file_is_not_followed(
 ) -> None:
     """Somebody guessed 48 random bits."""
     monkeypatch.setattr(secrets, "token_hex", lambda size: "01" * size)
-    planted = folder / f".f.genesis-{_fs.host()}{'01' * 6}.tmp"
+    planted = folder / f".f.genesis-{files.host()}{'01' * 6}.tmp"
     planted.symlink_to(victim)
     with pytest.raises(FileExistsError, match=r"File exists"):
         genesis.save({"n": 1}, folder / "f")
@@ -71,7 +71,7 @@ def test_a_symlink_at_the_name_of_the_temporary_file_is_not_followed(
 def test_a_symlink_at_the_name_of_the_lock_file_is_not_followed(
     folder: Path, victim: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_fs.Directory, "lock", lambda self: False)  # as on NFS
+    monkeypatch.setattr(files.Directory, "lock", lambda self: False)  # as on NFS
     (folder / ".f.genesis.lock").symlink_to(victim.with_name("made"))
     with pytest.raises(OSError, match="symbolic links"):
         genesis.save({"n": 1}, folder / "f")
@@ -167,6 +167,6 @@ def test_directories_that_are_made_are_durable(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", recording)
-    _fs.make_directories(str(tmp_path / "a/b/c"))
+    files.make_directories(str(tmp_path / "a/b/c"))
     assert (tmp_path / "a/b/c").is_dir()
     assert synced == [str(tmp_path), str(tmp_path / "a"), str(tmp_path / "a/b")]

@@ -1,0 +1,349 @@
+"""One blocking save, load or check: planning, format and atomic replacement put together.
+
+Runs on the caller's thread and companions. It keeps nothing between calls but staging memory and a
+thread that may still free an old file, and takes no turns: that is the writer's part.
+"""
+
+from __future__ import annotations
+
+import mmap as _mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from .._errors import (
+    CorruptCheckpointError,
+    NewerFormatError,
+    NotACheckpointError,
+    RebuildError,
+    RecoveredFromBackupWarning,
+    UnsafeLoadError,
+)
+from .._os import files
+from .._os.memory import private_memory
+from .._os.userfaultfd import Filler
+from .._pickle import dumping, loading
+from .._pickle.region import ApartRegion, Region
+from .._public import level_of_caller
+from .._threads import companions
+from ..storage.local import BACKUP_SUFFIX
+from . import layout
+from .plain import load_pickle, read_pickle, refuse_folder, refuse_other_kinds
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open genesis file whose trailer is checked, and whose chunks are not."""
+
+    path: str
+    fd: int
+    footer: layout.Footer
+    digests: tuple[int, ...]
+    index: layout.Index
+    data_size: int
+
+    @property
+    def chunks(self) -> int:
+        return self.footer.chunks
+
+    def chunk_span(self, number: int) -> tuple[int, int]:
+        """The offsets where a chunk begins and ends."""
+        low = number * self.footer.chunk_size
+        return low, min(low + self.footer.chunk_size, self.footer.stream_size)
+
+    def check(self, number: int, data: Any) -> None:
+        """Compare the bytes of a chunk with its digest; raise `ChecksumError` if they differ."""
+        layout.check_chunk(self.path, number, data, self.digests[number], self.footer.chunk_size)
+
+    def read(self, number: int, target: memoryview) -> memoryview:
+        """Read a chunk to the start of `target`; return the part that was filled."""
+        low, high = self.chunk_span(number)
+        return target[: files.read_into(self.fd, target[: high - low], low)]
+
+
+def load(
+    path: str,
+    *,
+    verify: bool | None = None,
+    mmap: bool = False,
+    weights_only: bool = False,
+    map_location: Any = None,
+) -> Any:
+    """Read a checkpoint, or the backup beside it where the file is missing or damaged.
+
+    Raises:
+        FileNotFoundError: neither the file nor a backup is there.
+        CorruptCheckpointError: the file is damaged and there is no sound backup.
+        RebuildError: it is sound, and an object of it cannot be built.
+    """
+    read = partial(
+        _load_one, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
+    )
+    backup = path + BACKUP_SUFFIX
+    while True:
+        seen = files.identity(path)
+        try:
+            return read(path)
+        except (NewerFormatError, RebuildError, UnsafeLoadError):
+            raise
+        except (FileNotFoundError, CorruptCheckpointError) as exc:
+            with suppress(FileNotFoundError):
+                if is_sound(backup):
+                    return _recovered(read(backup), f"{exc}; its backup {backup}")
+            # Race: 1. we find the file damaged; 2. another process saves, and removes the backup
+            # before we get to it; 3. we find none. But there is a sound file now.
+            if files.identity(path) == seen:
+                raise
+
+
+def _recovered(state: Any, what: str) -> Any:
+    warnings.warn(
+        f"{what} was loaded instead", RecoveredFromBackupWarning, stacklevel=level_of_caller()
+    )
+    return state
+
+
+def _load_one(
+    path: str, *, verify: bool | None, mmap: bool, weights_only: bool, map_location: Any
+) -> Any:
+    with _reading(path) as fd:
+        try:
+            opened = open_file(path, fd)
+        except NotACheckpointError:
+            return load_pickle(path, fd, weights_only=weights_only, map_location=map_location)
+        if mmap:
+            memory = _mapped(opened, verify=bool(verify))
+        else:
+            memory = _copied(opened, verify=verify is not False)
+    data, skeleton, let_go = _split(opened, memory, mapped=mmap)
+    del memory  # or the state would be let go of as a whole, while it is built
+    if weights_only:
+        from .. import _safe
+
+        copied = bytes(skeleton)
+        if let_go is not None:
+            let_go(0, len(copied))
+        return _safe.load(
+            copied,
+            data=data,
+            path=path,
+            base_offset=opened.footer.skeleton_offset,
+            map_location=map_location,
+        )
+    return loading.loads(
+        skeleton,
+        data,
+        pickler=opened.index.pickler,
+        path=path,
+        base_offset=opened.footer.skeleton_offset,
+        map_location=map_location,
+        let_go=let_go,
+    )
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[int]:
+    """`_os.files.reading`, with an error for a folder that says what it is a checkpoint of."""
+    try:
+        with files.reading(path) as fd:
+            yield fd
+    except IsADirectoryError as exc:
+        if exc.filename != path:
+            raise
+        refuse_folder(path)
+
+
+def open_file(path: str, fd: int) -> Opened:
+    """Check the ends and the trailer of an open file.
+
+    Raises:
+        CorruptCheckpointError: they are damaged.
+        NotACheckpointError: it is no genesis file.
+    """
+    size = files.size(fd)
+    start = files.read(fd, layout.HEADER_SIZE, 0)
+    end = files.read(fd, layout.FOOTER_SIZE, max(size - layout.FOOTER_SIZE, 0))
+    if not layout.is_ours(start, end):
+        raise NotACheckpointError(path, "this is not a genesis file", 0)
+    footer = layout.decode_footer(path, end, size)
+    body = files.read(fd, footer.trailer_size, footer.stream_size)
+    digests, index = layout.decode_trailer(path, footer, body)
+    return Opened(path, fd, footer, digests, index, layout.data_size(path, start, footer))
+
+
+def _copied(opened: Opened, *, verify: bool) -> _mmap.mmap:
+    """The stream in fresh memory, read and verified on as many threads as it pays."""
+    size = opened.footer.stream_size
+    memory = private_memory(size)
+    stream = memoryview(memory)
+    filler = Filler(memory, opened.fd, opened.footer.chunk_size)
+    with filler, filler:
+
+        def read(number: int) -> None:
+            low, high = opened.chunk_span(number)
+            data = stream[low:high]
+            if not filler.fill(low, high):
+                data = opened.read(number, data)
+            if verify or len(data) < high - low:
+                opened.check(number, data)
+
+        companions.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
+    return memory
+
+
+def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
+    """The stream as a private mapping of the file: pages come when they are touched, and writing
+    to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
+    footer = opened.footer
+    memory = _mmap.mmap(opened.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
+    stream = memoryview(memory)
+    end_of_data = layout.HEADER_SIZE + opened.data_size
+    first = 0 if verify else end_of_data // footer.chunk_size
+
+    def check(number: int) -> None:
+        low, high = opened.chunk_span(number)
+        opened.check(number, stream[low:high])
+
+    size = footer.stream_size if verify else 0
+    companions.run_all(
+        (partial(check, number) for number in range(first, opened.chunks)), size=size
+    )
+    return memory
+
+
+def _split(
+    opened: Opened, memory: _mmap.mmap, *, mapped: bool
+) -> tuple[Region, memoryview, loading.LetGo | None]:
+    """The data region and the skeleton of a stream, and how to let go of parts of the latter;
+    header and prologue are checked."""
+    view = memoryview(memory)
+    start, end = opened.footer.skeleton_offset, layout.HEADER_SIZE + opened.data_size
+    head, between = bytes(view[: layout.HEADER_SIZE]), bytes(view[end:start])
+    layout.check_header(opened.path, head, between, opened.footer)
+    if mapped or not dumping.keeps_arrays_apart(view[start:]):
+        return Region(view[layout.HEADER_SIZE : end]), view[start:], None
+    region = ApartRegion(memory, layout.HEADER_SIZE, opened.data_size)
+    return region, view[start:], lambda low, high: region.discard(start + low, start + high)
+
+
+def verify(path: str, fd: int) -> tuple[Opened, bytes]:
+    """Check every byte of an open genesis file with little memory; unpickle nothing.
+
+    Returns:
+        What the trailer says, and the skeleton.
+
+    Raises:
+        CorruptCheckpointError: it is damaged.
+        NotACheckpointError: it is no genesis file.
+    """
+    opened = open_file(path, fd)
+    footer = opened.footer
+    buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
+    for number in range(opened.chunks):
+        opened.check(number, opened.read(number, buffer))
+    end = layout.HEADER_SIZE + opened.data_size
+    start = files.read(fd, layout.HEADER_SIZE, 0)
+    between = files.read(fd, footer.skeleton_offset - end, end)
+    layout.check_header(path, start, between, footer)
+    size = footer.stream_size - footer.skeleton_offset
+    return opened, files.read(fd, size, footer.skeleton_offset)
+
+
+def outline(path: str) -> Any:
+    """What a checkpoint holds, as plain containers with descriptions for tensors and arrays.
+
+    Every byte is verified first; nothing of the file is run. Raises as `verify`.
+    """
+    from .. import _safe
+
+    with _reading(path) as fd:
+        try:
+            opened, skeleton = verify(path, fd)
+        except NotACheckpointError:
+            return _safe.outline(read_pickle(path, fd), path=path)
+    return _safe.outline(
+        skeleton,
+        path=path,
+        base_offset=opened.footer.skeleton_offset,
+        data_size=opened.data_size,
+    )
+
+
+def metadata(path: str) -> dict[str, Any]:
+    """What a save was given as metadata; of the file only header, footer and index are read. Raises
+    as `verify`."""
+    with _reading(path) as fd:
+        try:
+            return open_file(path, fd).index.metadata
+        except NotACheckpointError as exc:
+            refuse_other_kinds(path, fd)
+            hint = "only genesis.save stores metadata; genesis.load reads plain pickles too"
+            raise NotACheckpointError(path, exc.problem, 0, hint) from None
+
+
+def order_of(path: str, fd: int) -> int:
+    """The place of an open file in the order in which a manager wrote its files; 0 where it tells
+    none. Reads its ends only."""
+    try:
+        return open_file(path, fd).index.order
+    except CorruptCheckpointError:
+        return 0
+
+
+def holds_something(path: str, part: str | None = None) -> bool:
+    """Whether `load` finds more at a path than an empty dict. What cannot be told counts as more.
+
+    Args:
+        part: a key of that dict, to look at what stands there instead.
+    """
+    for name in (path, path + BACKUP_SUFFIX):
+        try:
+            if _is_blank(name):
+                continue
+            return (part is None and _has_arrays(name)) or _is_more(outline(name), part)
+        except CorruptCheckpointError:
+            return True
+        except FileNotFoundError:
+            continue
+        except OSError:
+            break  # a directory, or not for us to read: the save will say so
+    return False
+
+
+def _is_blank(path: str) -> bool:
+    """Whether a file has no bytes at all, as one that was made to reserve its name."""
+    with _reading(path) as fd:
+        return files.size(fd) == 0
+
+
+def _has_arrays(path: str) -> bool:
+    """Whether a file that genesis wrote holds bytes of any array. Reads its ends only."""
+    with _reading(path) as fd, suppress(NotACheckpointError):
+        return open_file(path, fd).data_size > 0
+    return False
+
+
+def _is_more(held: Any, part: str | None) -> bool:
+    if isinstance(held, dict) and part is not None:
+        held = held.get(part, held)
+    return not isinstance(held, dict) or bool(held)
+
+
+def is_sound(path: str) -> bool:
+    """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
+    try:
+        with _reading(path) as fd:
+            _check_any(path, fd)
+    except (OSError, CorruptCheckpointError):
+        return False
+    return True
+
+
+def _check_any(path: str, fd: int) -> None:
+    try:
+        verify(path, fd)
+    except NotACheckpointError:
+        read_pickle(path, fd)
