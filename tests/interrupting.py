@@ -196,7 +196,7 @@ class Left:
             pass  # the save that was interrupted; nobody asked it
         except BaseException as exc:
             return f"flush: {exc!r}"
-        writer = genesis._engine.scheduler.writer
+        writer = genesis._engine.scheduler.scheduler
         _wait(lambda: not _threads())
         kept = [len(writer._pending), len(writer._reserved), writer.turns.count()]
         kept += [writer.last_turns.count(), len(genesis._os.locks._locks)]

@@ -226,7 +226,7 @@ from contention import held
 from pathlib import Path
 folder = Path(sys.argv[1])
 def slow(save):
-    while not genesis._engine.scheduler.writer.pool.inline:  # the exit has not begun
+    while not genesis._engine.scheduler.scheduler.pool.inline:  # the exit has not begun
         time.sleep(0)
     print(genesis.load(save.path)["n"], flush=True)
 with held(folder):
