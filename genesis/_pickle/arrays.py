@@ -48,7 +48,9 @@ def reducer_for(cls: type, region: DataRegion) -> Reducer | None:
         module = base.__module__
         root = module.partition(".")[0] if isinstance(module, str) else ""
         if (name := _MODULES.get(root)) and not is_another(name):
-            reducer: Reducer | None = import_module(f"{__name__}.{name}").reducer_for(cls, region)
+            reducer: Reducer | None = import_module(f"{__package__}.{name}").reducer_for(
+                cls, region
+            )
             return reducer
     return None
 
@@ -61,7 +63,7 @@ def load_those_in_use() -> None:
     for name in sorted(names | ({"torch_ledger"} if "torch" in names else set())):
         # A module that only has the name of a framework is no reason to fail before it is needed.
         with suppress(Exception):
-            import_module(f"{__name__}.{name}")
+            import_module(f"{__package__}.{name}")
 
 
 def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[int, Any]]]:
@@ -69,9 +71,9 @@ def opening(state: object, region: DataRegion) -> tuple[bytes, dict[int, tuple[i
     leave. Their arrays are placed in `region`."""
     if "torch" not in sys.modules or is_another("torch"):
         return b"", _memo(object())
-    torch = import_module(f"{__name__}.torch")
+    torch = import_module(f"{__package__}.torch")
     # Not in a second layout: what was wrong with the first may be what the ledger left out.
-    found = region.hints is None and import_module(f"{__name__}.torch_ledger").ledger_for(state)
+    found = region.hints is None and import_module(f"{__package__}.torch_plain").ledger_for(state)
     if found:
         ledger, members = found
         return ledger.opcodes, ledger.open(members, region)
