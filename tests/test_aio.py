@@ -121,7 +121,7 @@ ERRORS: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "missing checkpoint": (lambda p: aio.load_checkpoint(p / "m"), FileNotFoundError, "No such"),
     "no directory": (lambda p: aio.save({"a": 1}, p / "d" / "f"), FileNotFoundError, "create it"),
     "directory": (lambda p: aio.save({"a": 1}, p), IsADirectoryError, "this is a directory"),
-    "load a directory": (lambda p: aio.load(p), IsADirectoryError, "this is a directory"),
+    "load a directory": (lambda p: aio.load(p), genesis.NotACheckpointError, "this is a directory"),
     "damaged": (lambda p: aio.load(p / "damaged"), genesis.TruncatedError, "without its footer"),
     "no checkpoint": (lambda p: aio.load_checkpoint(p / "n"), KeyError, "holds no checkpoint"),
     "unpicklable": (

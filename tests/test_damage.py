@@ -434,7 +434,7 @@ def test_random_bytes_are_refused(path: Path, seed: int) -> None:
 
 def test_a_directory_is_named_as_one(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(IsADirectoryError, match="this is a directory"):
+    with pytest.raises(genesis.NotACheckpointError, match="this is a directory"):
         genesis.load(path)
     assert "this is a directory" in genesis.validate_checkpoint(path)[1]
 

@@ -22,6 +22,7 @@ from attacks.assembler import call, name, stream
 from attacks.files import genesis_file
 from genesis import aio
 from genesis._os import files
+from genesis._os.descriptors import Descriptor
 
 BACKUP = ".genesis.bak"
 STATE = {"a": 1}
@@ -137,7 +138,7 @@ def test_a_lock_file_is_not_opened_through_a_link(shared: Path, victim: Path) ->
     lock.symlink_to(victim)
 
     with pytest.raises(OSError, match="symbolic link"):
-        files.open_lock_file(str(lock))
+        files.open_lock_file(Descriptor(), str(lock))
 
 
 def test_a_new_checkpoint_of_a_private_one_is_private_all_the_time(
