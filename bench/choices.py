@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pkgutil import resolve_name
 from typing import Any
@@ -61,8 +61,6 @@ ROWS = (
         off=_NO_KERNEL_COPIES, needs="process_vm_writev"),
     Row("gil", "small copies hold the GIL", "small", "call stall beside a busy thread",
         off={"genesis._os.memory.copy_held": ctypes.memmove}, both=_NO_KERNEL_COPIES),
-    Row("gc", "no garbage collection while pickling", "small", "call stall",
-        off={"genesis._pickle.dumping._gc_paused": nullcontext}),
     Row("kept-memory", "staging memory is kept for the next save", "big", "call stall",
         off=_FRESH_MEMORY),
     Row("copy-threads", "two threads copy", "big", "call stall",

@@ -68,7 +68,7 @@ async def test_a_large_state_is_captured_when_a_thread_has_made_its_memory_prese
         async with anyio.create_task_group() as group:
             group.start_soon(aio.save, {"array": array}, path)
             await turns()
-            assert genesis._save.writer.pending() == []  # type: ignore[attr-defined]
+            assert genesis._engine.scheduler.scheduler.pending() == []  # type: ignore[attr-defined]
             array.fill(1)
             threads.set()
     assert genesis.load(path)["array"].all()
@@ -106,7 +106,7 @@ async def test_waiting_for_memory_of_its_own_is_not_being_busy(path: Path) -> No
 
 @pytest.mark.anyio
 async def test_a_state_that_takes_the_whole_budget_is_not_in_its_own_way(path: Path) -> None:
-    before = genesis._save.writer.max_pending_bytes  # type: ignore[attr-defined]
+    before = genesis._engine.scheduler.scheduler.max_pending_bytes  # type: ignore[attr-defined]
     genesis.configure(max_pending_bytes=LARGE + (1 << 20))
     try:
         with anyio.fail_after(DEADLINE):

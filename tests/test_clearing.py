@@ -149,7 +149,7 @@ async def test_a_task_that_was_cancelled_leaves_the_dict_alone(path: Path) -> No
     with held(path.parent) as hold:
         async with anyio.create_task_group() as group:
             group.start_soon(aio.save, state, path)
-            while not genesis._save.writer.pending():
+            while not genesis._engine.scheduler.scheduler.pending():
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
         hold.release()

@@ -61,7 +61,7 @@ def test_a_save_that_is_on_its_way_does_not_bring_the_file_back(
         saves = [start_save({"n": 1}, path)]
         executor = genesis.aio._bridge.executor  # type: ignore[attr-defined]
         removing = executor.submit(remove, path)
-        while genesis._save.writer.turns.count() < 2:
+        while genesis._engine.scheduler.scheduler.turns.count() < 2:
             pass
         assert not removing.done()
         hold.release()

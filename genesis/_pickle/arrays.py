@@ -60,7 +60,7 @@ def load_those_in_use() -> None:
     it later."""
     roots = [root for root in _MODULES if sys.modules.get(root) is not None]
     names = {_MODULES[root] for root in roots}
-    for name in sorted(names | ({"torch_ledger"} if "torch" in names else set())):
+    for name in sorted(names | ({"torch_plain"} if "torch" in names else set())):
         # A module that only has the name of a framework is no reason to fail before it is needed.
         with suppress(Exception):
             import_module(f"{__package__}.{name}")

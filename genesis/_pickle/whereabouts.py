@@ -17,7 +17,7 @@ of a larger pickle, what was read is gone by then."""
 
 _MAX_STEPS = 40
 
-_READERS = (__package__, "dill", "contextlib")
+_READERS = ("genesis", "dill", "contextlib")
 """Packages whose frames stand between a load and what an object does."""
 
 
@@ -103,10 +103,9 @@ def _class_of(qualified: str) -> str:
 def _first_frame(error: BaseException) -> str:
     """The qualified name of the first function that is not of genesis, ``""`` where C raised."""
     trace = error.__traceback__
-    package = __package__ or ""
     while trace is not None:
         code, module = trace.tb_frame.f_code, trace.tb_frame.f_globals.get("__name__", "")
-        if module == f"{package}._outside" or module.partition(".")[0] not in _READERS:
+        if module == f"{__package__}.outside" or module.partition(".")[0] not in _READERS:
             return code.co_qualname
         trace = trace.tb_next
     return ""

@@ -6,7 +6,7 @@ has begun (`genesis.aio._bridge`).
 """
 
 from .. import _public
-from .._pickle import arrays
+from .._pickle import arrays as _arrays
 from . import _bridge
 from ._calls import (
     flush,
@@ -48,4 +48,4 @@ _public.publish(globals())
 
 # Here, where importing takes its time anyway, and not when the first call holds an event loop.
 _bridge.load_backends()
-arrays.load_those_in_use()
+_arrays.load_those_in_use()

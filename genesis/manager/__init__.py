@@ -172,8 +172,13 @@ class CheckpointManager:
 
     def _written(self, folder: files.Directory) -> list[Checkpoint]:
         """The checkpoints in the order in which they were written."""
-        names = [name for name in folder.names() if _is_ours(name)]
-        found = [file for name in names if (file := self._look_at(folder, name))]
+        try:
+            names = [name for name in folder.names() if _is_ours(name)]
+            found = [file for name in names if (file := self._look_at(folder, name))]
+        except OSError as exc:
+            if not isinstance(exc.filename, str):
+                exc.filename = folder.path  # a call on a descriptor failed, and knew no name
+            raise
         return by_writing(found)
 
     def _look_at(self, folder: files.Directory, name: str) -> Checkpoint | None:
