@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import gc
 import pickle
 import signal
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -239,3 +242,19 @@ def test_a_string_that_is_the_name_of_the_main_module_needs_no_dill(
     monkeypatch.setattr("genesis._pickle.dumping.by_dill", None)
     genesis.save({"name": text, text: 1}, path)
     assert pickle.loads(path.read_bytes()) == {"name": text, text: 1}
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_save_leaves_no_circle_that_keeps_its_state(path: Path, background: bool) -> None:
+    part = argparse.Namespace(n=1)
+    gone = weakref.ref(part)
+    gc.disable()
+    try:
+        done = genesis.save({"part": part}, path, background=background, clear=False)
+        if isinstance(done, genesis.SaveFuture):
+            done.result(60)
+            genesis.flush(60)
+        del part, done
+        assert gone() is None
+    finally:
+        gc.enable()

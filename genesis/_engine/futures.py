@@ -282,6 +282,7 @@ class SaveFuture(OpenFuture[SaveReport]):
         """In a forked child: the save goes on in the parent, and nobody here will resolve this."""
         error = RuntimeError(f"the save of {self.path} belongs to the process that submitted it")
         self._refuse = _nothing
+        self._capture = OpenFuture()
         failure = Failure(self.path, error)
         failure.seen = True
         self._fail(failure)

@@ -86,7 +86,8 @@ def find(state: object, asked: Asked) -> tuple[str, Exception] | None:
         except MemoryError:
             raise
         except Exception as exc:
-            return ("" if place is None else str(place)), exc
+            # Its traceback leads to our caller, who keeps it: a circle would keep the state.
+            return ("" if place is None else str(place)), exc.with_traceback(None)
         waiting.extend(
             (Place(place, step), part)
             for step, part in parts

@@ -45,9 +45,12 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
     attempts = _Attempts(state, sharded)
-    skeleton, region, pickler = attempts.lay_out(None)
-    if region.lessons is not None:
-        skeleton, region, pickler = attempts.lay_out(region.lessons)
+    try:
+        skeleton, region, pickler = attempts.lay_out(None)
+        if region.lessons is not None:
+            skeleton, region, pickler = attempts.lay_out(region.lessons)
+    finally:
+        attempts.forget_errors()
     return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
 
@@ -67,7 +70,9 @@ class _Attempts:
         self._state = state
         self._sharded = sharded
         self._once = Once()
-        self._ways = [self._by_names, self._by_value, self._by_dill, self._by_names_of_main]
+        # Not methods of this object: a circle would keep the state until the collector comes by.
+        cls = _Attempts
+        self._ways = [cls._by_names, cls._by_value, cls._by_dill, cls._by_names_of_main]
         self._as_names: set[int] = set()
         """Ids of functions and classes of ``__main__`` that cannot be saved by value."""
         self._error: Exception | None = None
@@ -81,26 +86,38 @@ class _Attempts:
         """
         while self._ways:
             try:
-                return self._ways[0](hints)
+                return self._ways[0](self, hints)
             except NeedsByValueError:
                 pass
             except Exception as exc:
                 self._judge(exc)
             del self._ways[0]
         error = self._error or pickle.PicklingError("no way")
-        raise self._unpicklable(error) from error
+        try:
+            raise self._unpicklable(error) from error
+        finally:
+            del error  # whose traceback leads to this frame: a circle would keep the state
+
+    def forget_errors(self) -> None:
+        """Break the circles from an error through its traceback to us, which would keep the state
+        until the collector comes by."""
+        self._error = self._once.error = None
 
     def _judge(self, exc: Exception) -> None:
         """Return where another way may do better."""
-        if isinstance(exc, MemoryError | UnpicklableStateError) or not self._once.blames(exc):
-            raise exc
-        own = exc is self._once.error and not isinstance(exc, RecursionError)
-        if own or _is_final(exc):
-            raise self._unpicklable(exc) from exc
-        if self._ways[0] != self._by_names_of_main:
+        try:
+            if isinstance(exc, MemoryError | UnpicklableStateError) or not self._once.blames(exc):
+                raise exc
+            own = exc is self._once.error and not isinstance(exc, RecursionError)
+            if own or _is_final(exc):
+                raise self._unpicklable(exc) from exc
+        except BaseException:
+            del exc  # see `lay_out`
+            raise
+        if self._ways[0] != _Attempts._by_names_of_main:
             self._error = exc
         if isinstance(exc, RecursionError):
-            self._ways[1:] = [way for way in self._ways[1:] if way == self._by_dill]
+            self._ways[1:] = [way for way in self._ways[1:] if way == _Attempts._by_dill]
 
     def _dump(self, make: Make, hints: Any) -> tuple[Skeleton, DataRegion]:
         region = DataRegion(hints, sharded=self._sharded)
@@ -146,7 +163,10 @@ class _Attempts:
             if problem is None:
                 return skeleton, region, "dill" if words.used else "pickle"
             if not self._learn(words.objects):
-                raise problem
+                try:
+                    raise problem
+                finally:
+                    del problem  # see `lay_out`
 
     def _learn(self, objects: list[Any]) -> bool:
         """Find what cannot be saved by value alone, the innermost first, and can be named."""

@@ -10,6 +10,7 @@ import copyreg
 import pickle
 import sys
 from collections.abc import Callable, Iterator
+from inspect import CO_OPTIMIZED, CO_VARARGS
 from operator import methodcaller
 from traceback import walk_tb
 from types import FrameType, FunctionType, MethodType
@@ -135,8 +136,15 @@ def _is_handler(frame: FrameType) -> bool:
 
 
 def _arguments(frame: FrameType) -> Iterator[Any]:
-    code, values = frame.f_code, frame.f_locals
+    code = frame.f_code
+    if not code.co_flags & CO_OPTIMIZED:
+        return  # a module or the body of a class, which no signal calls
+    values = dict(frame.f_locals)
+    if type(frame.f_locals) is dict:
+        # Before Python 3.13 a copy that the frame keeps, and with it the error that led us here: a
+        # circle would keep the state.
+        frame.f_locals.clear()
     names = code.co_varnames[: code.co_argcount]
     yield from (values[name] for name in names if name in values)
-    if code.co_flags & 4:  # takes *args
+    if code.co_flags & CO_VARARGS:
         yield from values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount], ())

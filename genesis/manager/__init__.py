@@ -10,6 +10,8 @@ import os
 import re
 import stat
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, Unpack, overload
 
 from .._arguments import state_of
@@ -129,7 +131,7 @@ class CheckpointManager:
             "loss": loss,
             "timestamp": time.time(),
         }
-        with files.Directory(self.checkpoint_dir) as folder:
+        with files.Directory(self.checkpoint_dir) as folder, _named(self.checkpoint_dir):
             identity = folder.identity()
             written = self._written(folder)
         # Two threads may get one number; then the time tells.
@@ -172,13 +174,8 @@ class CheckpointManager:
 
     def _written(self, folder: files.Directory) -> list[Checkpoint]:
         """The checkpoints in the order in which they were written."""
-        try:
-            names = [name for name in folder.names() if _is_ours(name)]
-            found = [file for name in names if (file := self._look_at(folder, name))]
-        except OSError as exc:
-            if not isinstance(exc.filename, str):
-                exc.filename = folder.path  # a call on a descriptor failed, and knew no name
-            raise
+        names = [name for name in folder.names() if _is_ours(name)]
+        found = [file for name in names if (file := self._look_at(folder, name))]
         return by_writing(found)
 
     def _look_at(self, folder: files.Directory, name: str) -> Checkpoint | None:
@@ -210,6 +207,17 @@ class CheckpointManager:
 
     def _path(self, file: Checkpoint) -> str:
         return os.path.join(self.checkpoint_dir, file.name)
+
+
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Let an error of a call on a descriptor, which knew no name, say which folder it is of."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno is None or isinstance(exc.filename, str):
+            raise
+        raise OSError(exc.errno, os.strerror(exc.errno), path) from exc
 
 
 def _name_of(epoch: int) -> str:

@@ -70,9 +70,9 @@ def _outcome(bench: Bench, trace: Trace, report: Report) -> list[str]:
     """Success means the new state, failure the old one, with the two exceptions that are named."""
     scenario = bench.scenario
     problems = []
-    due = {scenario.after}
+    # What a manager does after its save may fail, or be left undone for safety: it is logged.
+    due = {scenario.after, *(scenario.between if trace.faults else ())}
     if report.error:
-        # What a manager does after its save may fail, or be left undone for safety.
         due = {scenario.before, *scenario.between}
         if report.kind == "DurabilityUnknownError":
             due = {scenario.after, *scenario.between}
