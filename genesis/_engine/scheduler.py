@@ -431,10 +431,11 @@ class Scheduler:
             self._settle(task, future)
 
     def remember(self, failure: Failure) -> None:
-        """Keep an error for the next `flush`; log the oldest where there are too many."""
+        """Keep an error for the next `flush`; drop the oldest that somebody has seen, and log the
+        oldest where there are too many."""
         self._unseen.append(failure)
-        while len(self._unseen) > _UNSEEN_KEPT:
-            with suppress(IndexError):
+        with suppress(IndexError):  # another thread was faster
+            while self._unseen[0].seen or len(self._unseen) > _UNSEEN_KEPT:
                 oldest = self._unseen.popleft()
                 if not oldest.seen:
                     oldest.log()
