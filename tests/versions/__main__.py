@@ -20,7 +20,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from . import pythons
-from .matrix import COLUMNS, FRAMEWORKS, LIBRARIES, TESTED_PYTHONS, TOOLS, Column
+from .matrix import CI_TESTS, COLUMNS, FRAMEWORKS, LIBRARIES, TESTED_PYTHONS, TOOLS, Column
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".versions"
@@ -94,8 +94,8 @@ def _of_ci(version: str, path: str) -> Column:
     asked = ["download", "-q", "--no-index", "--no-deps", "-d", FOLDER / "wheels", pin]
     at_hand = subprocess.run([path, "-m", "pip", *asked], capture_output=True).returncode == 0
     if at_hand:
-        return Column(f"{version} with torch", version, {"torch": pin.partition("==")[2]})
-    return Column(f"{version} without torch", version)
+        return Column(f"CI, {version}", version, {"torch": pin.partition("==")[2]}, CI_TESTS)
+    return Column(f"CI, {version}", version, tests=CI_TESTS)
 
 
 def constraints() -> list[str]:

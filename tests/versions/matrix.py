@@ -45,6 +45,16 @@ LIBRARY_TESTS = (
 the columns without torch run them on every Python."""
 
 
+CI_TESTS = tuple(
+    f"tests/test_{name}.py"
+    for name in (
+        *("metadata", "numpy_objects", "outside", "clearing", "verify", "paths", "save_load"),
+        *("pool", "locks"),
+    )
+)
+"""What CI runs on the other Pythons, in a few minutes; the columns below are the whole."""
+
+
 @dataclass(frozen=True)
 class Column:
     name: str
