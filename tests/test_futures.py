@@ -237,7 +237,7 @@ with held(folder):
 """
     prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
     status, output, errors = run(prelude + script, tmp_path)
-    assert (status, sorted(output.split()), errors) == (0, ["0", "9"], "")
+    assert (status, sorted("".join(output.split())), errors) == (0, ["0", "9"], "")
 
 
 def test_wait_captured_raises_what_made_the_save_fail_before_its_capture(tmp_path: Path) -> None:
