@@ -125,7 +125,6 @@ def test_a_failing_callback_harms_no_other_save(
     ]
 
 
-@pytest.mark.skip(reason="a known fault: under load flush may return before a callback has ended")
 def test_a_slow_callback_holds_no_save_and_flush_waits_for_it(tmp_path: Path) -> None:
     go, slow = threading.Event(), threading.Barrier(4, timeout=DEADLINE)
     ended: list[str] = []
@@ -166,7 +165,6 @@ def test_callbacks_of_one_path_come_in_the_order_of_its_saves(tmp_path: Path) ->
     assert called == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.mark.skip(reason="a known fault: under load flush may return before a callback has ended")
 @pytest.mark.parametrize("ask", ["flush", "load", "save", "nothing"])
 def test_a_callback_may_ask_for_anything(tmp_path: Path, ask: str) -> None:
     def call(save: Any) -> None:
@@ -192,7 +190,6 @@ def test_a_callback_may_ask_for_anything(tmp_path: Path, ask: str) -> None:
     assert sorted(ended) == [save.path for save in saves]
 
 
-@pytest.mark.skip(reason="a known fault: under load flush may return before a callback has ended")
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), KeyError("x")])
 def test_a_callback_that_ends_its_thread_keeps_nobody_from_hearing(
     tmp_path: Path, error: BaseException

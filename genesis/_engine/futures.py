@@ -6,6 +6,7 @@ Holds state and wakes those who wait; it writes nothing and starts no thread.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
@@ -151,6 +152,8 @@ class SaveFuture(OpenFuture[SaveReport]):
         self._capture: OpenFuture[None] = OpenFuture()
         self._refuse = refuse
         self._lost = lost
+        self._calling: dict[int, None] = {}
+        """The threads that call its callbacks."""
 
     def __repr__(self) -> str:
         return f"<SaveFuture of {self.path}: {self._moment()}>"
@@ -259,6 +262,21 @@ class SaveFuture(OpenFuture[SaveReport]):
 
     def _has_callbacks(self) -> bool:
         return bool(self._done_callbacks)
+
+    def _call_back(self) -> None:
+        """
+        Race: 1. a thread takes the last callback; 2. another finds none left; 3. the first still
+        calls it. So each stands in `_calling` from before it looks until all that it took is done.
+        """
+        me = threading.get_ident()
+        self._calling[me] = None
+        try:
+            super()._call_back()
+        finally:
+            self._calling.pop(me, None)
+
+    def _is_calling_back(self) -> bool:
+        return bool(self._calling)
 
     def _resolve_captured(self, error: BaseException | None = None) -> None:
         """For the writer."""

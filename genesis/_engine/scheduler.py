@@ -457,7 +457,9 @@ class Scheduler:
                 try:
                     future._call_back()
                 finally:
-                    self._settle(task, future)
+                    # A step that was repeated has two threads here: the last one to end settles.
+                    if not future._is_calling_back():
+                        self._settle(task, future)
         finally:
             _here.calls_back = False
 
