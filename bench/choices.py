@@ -1,7 +1,7 @@
 """What each optimisation of genesis is worth: the same measurement with it and without it, in turn.
 
-Each row has a process of its own. What is without is made here, by replacing a name of genesis for
-the length of one measurement: genesis itself has no switches for it.
+Each row has a process of its own, and turns the switches of `genesis._tuning` for the length of one
+measurement.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Row:
     Attributes:
         name: in the results.
         measure: a key of MEASURES.
-        off: what is replaced to be without it.
+        off: the switch. A dict: what is replaced to be without it.
         both: what is replaced with it too, since it would hide the difference.
         needs: a key of FOUND: without that on this machine, genesis goes without it anyway.
     """
@@ -38,47 +38,49 @@ class Row:
     what: str
     state: str
     measure: str
-    off: dict[str, Any]
+    off: str | dict[str, Any]
     both: dict[str, Any] = field(default_factory=dict)
     needs: str = ""
 
 
 PAIRS = {"small": 9, "big": 5}
 
-_LEDGER = "genesis._pickle.torch_plain"
-_NO_KERNEL_COPIES = {"genesis._os.memory._write_memory": None}
-_ONE_THREAD = {"genesis._threads.companions.SIZE": 1}
+_SWITCHES = "genesis._tuning.on."
+_NO_KERNEL_COPIES = {f"{_SWITCHES}kernel_copies": False}
 # No arena at rest either, or the one of the save before would serve once more.
-_FRESH_MEMORY = {"genesis._file.writer.arenas.keep": 0, "genesis._file.writer.arenas._resting": {}}
+_FRESH_MEMORY = {
+    f"{_SWITCHES}kept_memory": False,
+    "genesis._file.writer.arenas._resting": {},
+}
 
 # fmt: off
 ROWS = (
     Row("ledger", "plain tensors are written ahead and remembered", "small", "call stall",
-        off={f"{_LEDGER}.ledger_for": lambda state: None}),
+        off="ledger"),
     Row("guard", "one guard for all properties of all tensors", "small", "call stall",
-        off={f"{_LEDGER}.Ledger.knows": lambda self, tensors: False}, needs="guards in torch"),
+        off="guards", needs="guards in torch"),
     Row("kernel-copies", "the kernel makes many small copies in one call", "small", "call stall",
-        off=_NO_KERNEL_COPIES, needs="process_vm_writev"),
+        off="kernel_copies", needs="process_vm_writev"),
     Row("gil", "small copies hold the GIL", "small", "call stall beside a busy thread",
-        off={"genesis._os.memory.copy_held": ctypes.memmove}, both=_NO_KERNEL_COPIES),
+        off="held_copies", both=_NO_KERNEL_COPIES),
     Row("kept-memory", "staging memory is kept for the next save", "big", "call stall",
         off=_FRESH_MEMORY),
     Row("copy-threads", "two threads copy", "big", "call stall",
-        off=_ONE_THREAD, needs="second core"),
+        off="threads", needs="second core"),
     Row("direct", "writes bypass the page cache", "big", "save until durable",
-        off={"genesis._file.writer._DIRECT_FROM": 1 << 62}, needs="direct I/O"),
+        off="direct_io", needs="direct I/O"),
     Row("huge-pages", "huge pages for the windows of a synchronous save", "big",
         "save until durable, in new memory",
-        off={"genesis._os.staging.Arena._ask_for_huge_pages": lambda self: None},
+        off="huge_pages",
         needs="huge pages for whoever asks"),
     Row("beside-write", "checksum and copy run beside the write", "big", "save until durable",
-        off={"genesis._file.writer._Behind.run": lambda self, work, *, last: work()}),
+        off="overlap"),
     Row("free-behind", "the old file is freed behind the commit", "big", "save until durable",
-        off={"genesis._file.writer._free_behind": lambda free: free()}),
+        off="late_free"),
     Row("filler", "pages are made with their bytes in them", "big", "load, warm, verified",
-        off={"genesis._os.userfaultfd._SYSCALL": None}, needs="userfaultfd"),
+        off="userfaultfd", needs="userfaultfd"),
     Row("load-threads", "two threads read and check", "big", "load, warm, verified",
-        off=_ONE_THREAD, needs="second core"),
+        off="threads", needs="second core"),
 )
 # fmt: on
 
@@ -95,9 +97,13 @@ def choices(bed: Bed) -> measure.Result:
     with replaced(row.both):
         for _ in range(1 + bed.options["pairs"]):
             result["with"].append(take(bed))
-            with replaced(row.off):
+            with replaced(_without(row)):
                 result["without"].append(take(bed))
     return {side: seconds[1:] for side, seconds in result.items()}
+
+
+def _without(row: Row) -> dict[str, Any]:
+    return row.off if isinstance(row.off, dict) else {_SWITCHES + row.off: False}
 
 
 @contextmanager
@@ -183,7 +189,9 @@ def _writes_directly(folder: str) -> bool:
 
 
 FOUND: dict[str, Callable[[str], bool]] = {
-    "guards in torch": lambda _: resolve_name(f"{_LEDGER}.TensorGuards") is not None,
+    "guards in torch": lambda _: (
+        resolve_name("genesis._pickle.torch_plain.TensorGuards") is not None
+    ),
     "process_vm_writev": lambda _: _kernel_copies(),
     "second core": lambda _: resolve_name("genesis._threads.companions.SIZE") > 1,
     "direct I/O": _writes_directly,

@@ -436,8 +436,8 @@ def test_sigterm_whose_handler_exits_while_the_exit_waits_loses_nothing(
     assert status in (0, 143)
 
 
-# Interrupted at a random moment. The first save imports what saving needs: an interrupt of an import
-# may come out as any error.
+# Interrupted at a random moment. The first save imports what saving needs: an interrupt of an
+# import may come out as any error.
 
 SAVES_FOR_EVER = """
 import os, sys, genesis

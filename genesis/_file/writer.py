@@ -26,6 +26,7 @@ from .._pickle.buffers import SMALL, Piece, Plan, RefusedObjectError
 from .._threads import companions
 from .._threads.idle import WhenIdle
 from .._threads.interrupts import Doubled
+from .._tuning import on
 from .._version import __version__
 from ..storage.local import Replacement
 from . import layout
@@ -236,6 +237,9 @@ def _free_behind(old: Descriptor) -> None:
     """Free an old file's blocks with nobody waiting: the save is durable. Who exits waits for every
     thread, and a save that needs the room for this one."""
     global _freeing
+    if not on.late_free:
+        old.let_go()
+        return
     companion = companions.Companion(old.let_go)
     companion.start()
     _freeing = companion
@@ -260,7 +264,7 @@ def _write(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview
     page cache.
     """
     body = job.size - job.size % files.BLOCK
-    if job.size >= _DIRECT_FROM:
+    if job.size >= _DIRECT_FROM and on.direct_io:
         place.start_direct()
     digests: list[int] = []
     tail = b""
@@ -301,7 +305,7 @@ class _Behind(Doubled):
 
     def run(self, work: Callable[[], object], *, last: bool) -> None:
         self._wait()
-        if last:
+        if last or not on.overlap:
             work()
         else:
             self._companion = companions.Companion(work)

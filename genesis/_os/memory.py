@@ -17,6 +17,8 @@ from collections.abc import Callable
 from itertools import accumulate
 from typing import Any
 
+from .._tuning import on
+
 if sys.platform != "win32":
     libc = ctypes.CDLL(None)
     madvise = libc.madvise
@@ -120,12 +122,13 @@ def gather(target: int, sources: list[int], sizes: list[int], *, checked: bool =
     Raises:
         UnreadableMemoryError: one has.
     """
-    few = len(sizes) < _GATHERED_FROM and not checked
-    if few or not _gathered(target, sources, sizes):
+    few = len(sizes) < _GATHERED_FROM or not on.kernel_copies
+    if (few and not checked) or not _gathered(target, sources, sizes):
         steps = list(map(align, sizes))
         zero_held(target, 0, sum(steps))
         # The quickest way to run an iterator to its end.
-        deque(map(copy_held, accumulate(steps, initial=target), sources, sizes), maxlen=0)
+        copy = copy_held if on.held_copies else ctypes.memmove
+        deque(map(copy, accumulate(steps, initial=target), sources, sizes), maxlen=0)
 
 
 def _gathered(target: int, sources: list[int], sizes: list[int]) -> bool:

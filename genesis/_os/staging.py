@@ -10,6 +10,7 @@ import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from .._tuning import on
 from .memory import PAGE, address_of, make_present, private_memory
 
 _GRANULE = 2 << 20
@@ -29,7 +30,7 @@ class Arena:
     def __init__(self, size: int) -> None:
         self.capacity = max(-(-size // _GRANULE), 1) * _GRANULE
         self._mapping = private_memory(self.capacity)
-        if self.capacity <= _HUGE_UNASKED:
+        if self.capacity <= _HUGE_UNASKED and on.huge_pages:
             self._ask_for_huge_pages()
         self.view = memoryview(self._mapping)
         self.address = address_of(self._mapping)
@@ -102,8 +103,9 @@ class ArenaPool:
         return any(arena.capacity >= size for arena in self._resting.copy())
 
     def give_back(self, arena: Arena) -> None:
-        self._resting[arena] = None
-        self._trim()
+        if on.kept_memory:
+            self._resting[arena] = None
+            self._trim()
 
     def _trim(self) -> None:
         resting = self._by_size()

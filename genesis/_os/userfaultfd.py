@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Self
 
 from .._threads.interrupts import Doubled
+from .._tuning import on
 from .descriptors import Descriptor
 from .memory import PAGE, address_of, align
 from .memory import libc as _libc
@@ -103,7 +104,7 @@ def _huge_pages_come_unasked() -> bool:
 
 def _open_userfaultfd(watch: Descriptor) -> bool:
     """``False`` where this is no Linux, or one that does not let us."""
-    if _SYSCALL is None or sys.platform != "linux":
+    if _SYSCALL is None or not on.userfaultfd or sys.platform != "linux":
         return False
     watch.open(_libc.syscall, _SYSCALL, os.O_CLOEXEC | os.O_NONBLOCK | _USER_MODE_ONLY)
     if watch.number < 0:

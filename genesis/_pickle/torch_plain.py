@@ -22,6 +22,7 @@ from torch.multiprocessing.reductions import rebuild_typed_storage
 
 from .._file.layout import HEADER_SIZE
 from .._os.memory import align, all_readable
+from .._tuning import give_up, on
 from .buffers import DATA, NDARRAY, SMALL, DataRegion, SmallPieces, refuse_unreadable
 from .torch import FROM_BUFFER, LITTLE, PLAIN_DTYPES, Placed, Storages, is_foreign
 
@@ -130,18 +131,26 @@ class Ledger:
 
     def knows(self, found: Found) -> bool:
         """Whether these surely look like those considered; false where that cannot be told."""
-        if self.guards is None or self.offsets != found.offsets:
+        if self.guards is None or not on.guards or self.offsets != found.offsets:
             return False
         # A tensor without shape or strides would end the process here: `_addressable` left it out.
-        with torch.enable_grad():  # or guards take `requires_grad` for off
-            return bool(self.guards.check(*found.tensors))
+        try:
+            with torch.enable_grad():  # or guards take `requires_grad` for off
+                return bool(self.guards.check(*found.tensors))
+        except Exception as exc:
+            give_up("guards", exc)
+            return False
 
     def guard(self, tensors: list[torch.Tensor]) -> None:
-        if TensorGuards is not None:
+        if TensorGuards is None or not on.guards:
+            return
+        try:
             with torch.enable_grad():
                 self.guards = TensorGuards(
                     *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
                 )
+        except Exception as exc:
+            give_up("guards", exc)
 
     def open(self, found: Found, region: DataRegion) -> _Memo:
         """Lay members out in a fresh region; return the memo to pickle the rest with. Where their
@@ -209,6 +218,8 @@ def ledger_for(state: object) -> tuple[Ledger, Found] | None:
     """The ledger of the plain tensors of a state, and its members; ``None`` where there are too few
     to be worth it, or one shares a storage with a tensor that is no member."""
     global _recent
+    if not on.ledger:
+        return None
     found = _addressable(_tensors_in(state))
     ledger = next((one for one in _recent if one.knows(found)), None)
     if ledger is None:

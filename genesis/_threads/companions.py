@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
+from .._tuning import on
 from .interrupts import Doubled, Event, Thread
 
 Work = Callable[[], object]
@@ -96,7 +97,7 @@ def run_all(work: Iterable[Work], *, size: int, threads: int | None = None) -> N
         threads: how many threads, this one included.
     """
     shared = _Shared(iter(work))
-    helpers = (threads or SIZE) - 1 if size >= 4 << 20 else 0
+    helpers = (threads or SIZE) - 1 if size >= 4 << 20 and on.threads else 0
     crew = _Crew(shared, [Companion(shared.consume) for _ in range(helpers)])
     with crew, crew:
         crew.start()

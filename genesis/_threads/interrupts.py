@@ -21,6 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Self
 
+from .._tuning import on
+
 
 class Doubled:
     """A context manager that stands twice in its `with` statement: ``with x, x:``.
@@ -55,7 +57,7 @@ class CollectorPaused(Doubled):
         self.was_enabled = False
 
     def __enter__(self) -> Self:
-        if gc.isenabled():
+        if gc.isenabled() and on.paused_collector:
             self.was_enabled = True  # noted before it is not true any more
             _paused[self] = None
             gc.disable()
