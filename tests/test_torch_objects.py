@@ -28,6 +28,7 @@ from torch._subclasses import FakeTensorMode
 
 import genesis
 from genesis._pickle import dumping
+from genesis._tuning import on
 
 SMALL = 4096
 """Bytes that the file of a few small tensors never reaches."""
@@ -848,6 +849,7 @@ def test_a_tensor_that_changed_since_the_last_save(change: str, grad: bool, tmp_
             assert_same(round_trip(state, tmp_path / "f"), state)
 
 
+@pytest.mark.skipif(not on.ledger, reason="the ledger is turned off")
 def test_tensors_that_look_as_before_are_looked_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
