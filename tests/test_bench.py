@@ -11,16 +11,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-import choices
-import goals
-import jobs
-import machine
 import pytest
-import report
-import run
-from parts import choose, parts
-from peers import PEERS
-from results import Record, Results, read_parts, seconds_of, write_part
+from genesis_bench import choices, goals, jobs, machine, report, run
+from genesis_bench.parts import choose, parts
+from genesis_bench.peers import PEERS
+from genesis_bench.results import Record, Results, read_parts, seconds_of, write_part
 
 ENVIRONMENT = {
     "date": "2026-01-01 00:00 UTC",
@@ -124,7 +119,7 @@ def test_a_choice_is_measured_with_it_and_without_it(place: jobs.Place) -> None:
 @pytest.mark.parametrize("row", choices.ROWS, ids=lambda row: row.name)
 def test_what_a_choice_replaces_is_there_before_and_after(row: choices.Row) -> None:
     pytest.importorskip("torch")
-    names = {**row.off, **row.both}
+    names = {**row.replaces, **row.both}
     before = [resolve_name(name) for name in names]
     with choices.replaced(names):
         assert [resolve_name(name) for name in names] == list(names.values())

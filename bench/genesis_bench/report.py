@@ -10,12 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import environment
-import goals
-from choices import ROWS, Row
-from peers import PEERS, peer_named
-from results import Results, middle
-from stats import figures, milliseconds, quantile, table
+from . import environment, goals
+from .choices import ROWS, Row
+from .peers import PEERS, peer_named
+from .results import Results, middle
+from .stats import figures, milliseconds, quantile, table
 
 PICTURES = {
     "saves-big": "stall-big.png",

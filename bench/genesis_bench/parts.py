@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from choices import MEASURES, PAIRS, ROWS
-from jobs import Job
-from peers import PEERS, Peer
-from states import KINDS, MB, SIZES
+from .choices import MEASURES, PAIRS, ROWS
+from .jobs import Job
+from .peers import PEERS, Peer
+from .states import KINDS, MB, SIZES
 
 OURS = ("genesis.save", "genesis background", "genesis deferred")
 # One of each way to load: the others write the same files.

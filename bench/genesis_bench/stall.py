@@ -9,13 +9,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import environment
-import jobs
-import plots
-import report
-from gpt import BYTES_PER_PARAMETER
-from peers import PEERS
-from results import Results, write_part
+from . import environment, jobs, plots, report
+from .gpt import BYTES_PER_PARAMETER
+from .peers import PEERS
+from .results import Results, write_part
 
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9}
 

@@ -21,10 +21,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import environment
-import jobs
-from floors import Arena, WriteFloor, move_all
-from stats import figures, median, table
+from . import environment, jobs
+from .floors import Arena, WriteFloor, move_all
+from .stats import figures, median, table
 
 Row = tuple[str, str]
 PIECE = 16 << 20

@@ -35,10 +35,8 @@ def main() -> None:
 
 
 def _run(job: Job) -> dict[str, Any]:
-    import choices
-    import measure
-    import states
-    from peers import peer_named
+    from . import choices, measure, states
+    from .peers import peer_named
 
     kind = peer_named(job["peer"])
     missing = kind.missing()

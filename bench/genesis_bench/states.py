@@ -82,7 +82,7 @@ def build(name: str, nbytes: int, count: int | None = None) -> State:
 
 
 def _gpt(name: str, nbytes: int) -> State:
-    from gpt import Trainer, gpt_of
+    from .gpt import Trainer, gpt_of
 
     trainer = Trainer(gpt_of(nbytes))
     trainer.prime()
@@ -91,8 +91,9 @@ def _gpt(name: str, nbytes: int) -> State:
 
 def _small(nbytes: int) -> State:
     """1,200 parameters of 960 bytes with AdamW: 4,800 tensors, all under 1 KB."""
-    from gpt import Trainer
     from torch import nn
+
+    from .gpt import Trainer
 
     layers = max(2, round(1200 * nbytes / (4 * MB)))
     module = nn.Sequential(
@@ -136,7 +137,8 @@ def _tensors(name: str, nbytes: int, count: int) -> State:
 def _arrays(name: Literal["numpy", "jax"], nbytes: int) -> State:
     """The shapes of the GPT's state: 100 parameters with two moments each, 300 arrays."""
     import numpy as np
-    from gpt import gpt_of
+
+    from .gpt import gpt_of
 
     generator = np.random.default_rng(0)
     block = generator.standard_normal(1 << 20, dtype=np.float32)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
-from goals import COPY, DEFERRED, SYNC
-from results import Results, middle
-from stats import milliseconds, quantile
+
+from .goals import COPY, DEFERRED, SYNC
+from .results import Results, middle
+from .stats import milliseconds, quantile
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from peers import PEERS, peer_named
-from results import Results, middle
-from stats import figures, milliseconds, table
+from .peers import PEERS, peer_named
+from .results import Results, middle
+from .stats import figures, milliseconds, table
 
 MIB = 1 << 20
 SYNC, COPY, DEFERRED = "genesis.save", "genesis background", "genesis deferred"

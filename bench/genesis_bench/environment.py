@@ -11,7 +11,7 @@ import os
 import platform
 from typing import Any
 
-import procfs
+from . import procfs
 
 PACKAGES = (
     "genesis-checkpoint",

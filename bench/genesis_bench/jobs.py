@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import procfs
-from peers import peer_named
+from . import procfs
+from .peers import peer_named
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent
+"""The folder that holds this package."""
 Job = dict[str, Any]
 Result = dict[str, Any]
 SAMPLE_SECONDS = 0.005
@@ -68,7 +69,13 @@ def _run_in(folder: str, job: Job, place: Place) -> Result:
     data, result = os.path.join(folder, "data"), os.path.join(folder, "result.json")
     os.mkdir(data)
     log = os.path.join(folder, "log.txt")
-    command = [sys.executable, "worker.py", json.dumps(job | {"folder": data}), result]
+    command = [
+        sys.executable,
+        "-m",
+        f"{__package__}.worker",
+        json.dumps(job | {"folder": data}),
+        result,
+    ]
     with open(log, "wb") as errors, _process(command, errors) as process:
         sampled = _attend(process, place.timeout)
     if not os.path.exists(result):

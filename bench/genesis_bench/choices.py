@@ -16,10 +16,9 @@ from pkgutil import resolve_name
 from typing import Any
 from unittest import mock
 
-import measure
-import procfs
-from floors import Arena, WriteFloor
-from measure import Bed
+from . import measure, procfs
+from .floors import Arena, WriteFloor
+from .measure import Bed
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,11 @@ class Row:
     off: str | dict[str, Any]
     both: dict[str, Any] = field(default_factory=dict)
     needs: str = ""
+
+    @property
+    def replaces(self) -> dict[str, Any]:
+        """Names of genesis, and what stands for them where it is off."""
+        return self.off if isinstance(self.off, dict) else {_SWITCHES + self.off: False}
 
 
 PAIRS = {"small": 9, "big": 5}
@@ -97,13 +101,9 @@ def choices(bed: Bed) -> measure.Result:
     with replaced(row.both):
         for _ in range(1 + bed.options["pairs"]):
             result["with"].append(take(bed))
-            with replaced(_without(row)):
+            with replaced(row.replaces):
                 result["without"].append(take(bed))
     return {side: seconds[1:] for side, seconds in result.items()}
-
-
-def _without(row: Row) -> dict[str, Any]:
-    return row.off if isinstance(row.off, dict) else {_SWITCHES + row.off: False}
 
 
 @contextmanager
@@ -179,7 +179,7 @@ def _filler_works() -> bool:
     from genesis._os.userfaultfd import _FILLED_FROM, Filler
 
     with Filler(private_memory(_FILLED_FROM), -1, PAGE) as filler:
-        return filler._watch >= 0
+        return bool(filler._watch)
 
 
 def _writes_directly(folder: str) -> bool:

@@ -15,12 +15,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import procfs
-import states
-from floors import CopyFloor, WriteFloor
-from peers import Peer, Ticket
-from states import State
-from stats import median
+from . import procfs, states
+from .floors import CopyFloor, WriteFloor
+from .peers import Peer, Ticket
+from .states import State
+from .stats import median
 
 Result = dict[str, Any]
 

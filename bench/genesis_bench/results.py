@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs import failure
-from peers import PEERS
-from stats import median
+from .jobs import failure
+from .peers import PEERS
+from .stats import median
 
 Record = dict[str, Any]  # job, round, result
 PEER_ORDER = [peer.name for peer in PEERS]

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from states import flat
+from .states import flat
 
 PIECE = 8 << 20
 # A state larger than this is copied into the arena round and round: the arena is far larger than
