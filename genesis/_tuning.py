@@ -2,8 +2,8 @@
 
 All are on. A user who suspects one turns it off before genesis is imported, with
 ``GENESIS_TUNING="-userfaultfd -direct_io"``, or turns off all of them with ``GENESIS_TUNING=off``.
-`make test` runs the heart of the tests once that way, and the benchmark `choices` measures what each
-is worth.
+`make test` runs the heart of the tests once that way. The benchmark `choices` measures what each is
+worth.
 """
 
 from __future__ import annotations

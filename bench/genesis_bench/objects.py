@@ -1,8 +1,8 @@
 """States of Python objects: seconds of the processor that pickle, dill, cloudpickle and genesis
 take, one row a state.
 
-Each is run in this process, so that its classes are of ``__main__``. ``python bench/run.py objects``
-takes a number of objects, 100,000 by default.
+Each is run in this process, so that its classes are of ``__main__``. It takes a number of objects,
+100,000 by default: ``python bench/run.py objects 1000``.
 """
 
 from __future__ import annotations
