@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 _KEYS_SHOWN = 10
@@ -30,9 +31,11 @@ def refuse_objects(**states: object) -> None:
     """Refuse a model or an optimizer where its state dict is expected.
 
     Raises:
-        TypeError: one of them has a ``state_dict()``.
+        TypeError: one of them has a ``state_dict()``, or is that method.
     """
     for name, thing in states.items():
+        if isinstance(thing, MethodType) and thing.__name__ == "state_dict":
+            raise TypeError(f"{name} is the method state_dict, not what it returns: call it")
         if _has_state_dict(thing) and not isinstance(thing, Mapping):
             raise TypeError(f"{name} is {_described(thing)}, not its state: pass its .state_dict()")
 

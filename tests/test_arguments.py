@@ -130,3 +130,13 @@ def test_awaiting_a_plain_save_says_what_to_await(path: Path, name: str) -> None
     with pytest.raises(TypeError, match=r"await genesis\.aio\.save\(\.\.\.\)"):
         run(getattr(genesis, name), *arguments, path)
     assert path.exists()
+
+
+@both
+def test_a_state_dict_that_nobody_called(path: Path, of: Any) -> None:
+    class Net:
+        def state_dict(self) -> dict[str, int]:
+            return {"w": 1}
+
+    with pytest.raises(TypeError, match=r"model_state_dict is the method state_dict, .* call it"):
+        of("save_checkpoint")(Net().state_dict, {}, path)

@@ -132,3 +132,8 @@ def test_what_does_not_pass_is_not_tried_again(error: OSError) -> None:
     with pytest.raises(OSError, match=r"say|said") as caught:
         files._while_held(failing(error), "file")
     assert caught.value is error
+
+
+def test_a_descriptor_that_was_interrupted_before_it_began_ends_quietly() -> None:
+    file = Descriptor.__new__(Descriptor)
+    del file  # an unraisable error here fails the test

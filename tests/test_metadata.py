@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from optional import needs_torch, torch
 from second_writer import assemble, index
 
 import genesis
@@ -154,3 +155,12 @@ def test_notes_that_fit_nowhere_are_damage(notes: Any, path: Path) -> None:
         return
     with pytest.raises(genesis.ChecksumError, match="index cannot be read"):
         genesis.load_metadata(path)
+
+
+@needs_torch
+def test_a_number_without_a_value_is_named(path: Path) -> None:
+    with pytest.raises(TypeError, match=r"metadata\['best'\] is torch\.Tensor without a value"):
+        genesis.save({}, path, clear=False, metadata={"best": torch.empty((), device="meta")})
+    with pytest.raises(TypeError, match=r"metadata\['best'\] is masked, so it has no value"):
+        genesis.save({}, path, clear=False, metadata={"best": np.ma.masked})
+    assert not path.exists()

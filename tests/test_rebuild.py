@@ -224,3 +224,12 @@ def test_a_registered_class_that_misses_its_file_is_no_missing_checkpoint(path: 
         pytest.raises(genesis.CorruptCheckpointError, match=r"vocabulary\.txt"),
     ):
         genesis.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("where", ["nonsense", {"cpu": "nonsense"}])
+def test_a_device_that_is_not_there_has_a_cure(path: Path, where: Any) -> None:
+    genesis.save({"w": torch.ones(2)}, path, clear=False)
+    with pytest.raises(
+        genesis.RebuildError, match=r"'nonsense'.*; load it with map_location='cpu'"
+    ):
+        genesis.load(path, map_location=where)

@@ -1189,3 +1189,11 @@ def test_outline_refuses_what_is_not_in_the_region() -> None:
     with pytest.raises(genesis.CorruptCheckpointError, match="an array lies at") as caught:
         _safe.outline(inside, path="c", data_size=63, base_offset=1000)
     assert caught.value.offset == 1000 + len(inside) - 2
+
+
+def test_what_has_no_name_needs_one_to_be_registered() -> None:
+    nameless = functools.partial(int)
+    with pytest.raises(TypeError, match=r"no name that a file could know it by: give \(it, name\)"):
+        _safe.add_safe_globals([nameless])
+    with _safe.safe_globals([(nameless, "old.place.Config")]):
+        assert nameless in _safe.get_safe_globals()

@@ -84,7 +84,12 @@ def _number(value: Any, place: list[str | int]) -> Any:
     """The Python number of a NumPy scalar or a 0-dimensional array or tensor."""
     hint = ""
     if getattr(value, "shape", None) == () and callable(getattr(value, "item", None)):
-        number = value.item()
+        if getattr(value, "mask", False):
+            raise TypeError(f"{_named(place)} is masked, so it has no value; {_CURE}")
+        try:
+            number = value.item()
+        except Exception as exc:  # of a device without memory, or of a trace
+            raise TypeError(f"{_named(place)} is {_kind(value)} without a value: {exc}") from exc
         if type(number) in (bool, int, float, str):
             return number
     elif hasattr(value, "tolist"):

@@ -68,8 +68,9 @@ class Descriptor:
             self.close()
 
     def __del__(self) -> None:
-        # Of a frame that was interrupted before it could begin a block that closes it.
-        if self._numbers:
+        # Of a frame that was interrupted before it could begin a block that closes it, or before
+        # this had begun.
+        if getattr(self, "_numbers", None):
             self.let_go()
 
 

@@ -125,9 +125,9 @@ class ByValue:
         self._alive: list[Any] = []
         self._inert: dict[bool, Call] = {}
         self._main = Call((__import__, ("__main__",)))
-        import dill
+        from dill import _dill
 
-        self._dill = dill._dill
+        self._dill = _dill
 
     def reduce(self, obj: Any) -> Any:
         """A function or class; what pickle finds by name is left to it."""

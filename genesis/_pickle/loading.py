@@ -18,7 +18,7 @@ from .._threads.interrupts import CollectorPaused
 from . import arrays, outside, whereabouts
 from .by_value import constructor
 from .dumping import _begins
-from .region import Region
+from .region import NoSuchDeviceError, Region
 
 _PRIMER = b"\x80\x05\x97\x940\x97\x94."
 """A pickle that puts two out-of-band buffers into memo slots 0 and 1. The memo of a C unpickler
@@ -195,8 +195,9 @@ def _building(unpickler: Any, skeleton: Any, path: str, base_offset: int) -> Ite
             path,
             f"state{found.place} cannot be built ({by}{type(exc).__name__}: {exc})",
             None if found.offset is None else base_offset + found.offset,
-            place=found.place,
-            name=found.name,
+            exc.hint if isinstance(exc, NoSuchDeviceError) else None,
+            found.place,
+            found.name,
         ) from exc
 
 

@@ -29,6 +29,12 @@ CAN_DISCARD = sys.platform == "linux"
 """Whether pages in the middle of a mapping can be given back to the system at once."""
 
 
+class NoSuchDeviceError(RuntimeError):
+    """An array is to go where this machine has no memory. The file is not to blame."""
+
+    hint = "load it with map_location='cpu', or with a device that torch finds here"
+
+
 class Region:
     """A data region that stays whole: every buffer is a part of one object, and keeps all of it.
 

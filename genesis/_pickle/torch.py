@@ -32,7 +32,7 @@ from torch.storage import TypedStorage, UntypedStorage, _StorageBase
 
 from .._os.memory import ALIGNMENT
 from .buffers import DATA, Call, DataRegion, RefusedObjectError
-from .region import APART_FROM, Region
+from .region import APART_FROM, NoSuchDeviceError, Region
 from .torch_partial import check_for
 
 _UINT8 = torch.uint8
@@ -486,21 +486,27 @@ def _to_cuda(storage: UntypedStorage, index: int, map_location: Any) -> Any:
     if map_location is not None:
         return _relocate(storage, f"cuda:{index}", map_location)
     if not torch.cuda.is_available():
-        raise RuntimeError(
-            f"the checkpoint holds tensors of cuda:{index} and there is no CUDA device here; "
-            "load it with map_location='cpu'"
-        )
+        raise NoSuchDeviceError(f"it is of cuda:{index}, and there is no CUDA device here")
     # Not storage.cuda(index), for which 0 is the current device.
     return storage.to(device=torch.device("cuda", index))
 
 
 def _relocate(storage: Any, location: str, map_location: Any) -> Any:
-    """Move a storage as `torch.load` does for this `map_location`, with its errors."""
+    """Move a storage as `torch.load` does for this `map_location`."""
     if callable(map_location):
         moved = map_location(storage, location)
-        return default_restore_location(storage, location) if moved is None else moved  # type: ignore[no-untyped-call]
+        return _restored(storage, location) if moved is None else moved
     if isinstance(map_location, dict):
         map_location = map_location.get(location, location)
     elif isinstance(map_location, torch.device):
         map_location = str(map_location)
-    return default_restore_location(storage, map_location)  # type: ignore[no-untyped-call]
+    return _restored(storage, map_location)
+
+
+def _restored(storage: Any, location: Any) -> Any:
+    try:
+        return default_restore_location(storage, location)  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError, NotImplementedError) as exc:
+        if isinstance(exc, torch.cuda.OutOfMemoryError):
+            raise
+        raise NoSuchDeviceError(f"{location!r}: {exc}") from exc

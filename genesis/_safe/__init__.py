@@ -74,10 +74,11 @@ def _named(obj: Any) -> tuple[str, Any]:
     thing, name = obj if isinstance(obj, tuple) and len(obj) == 2 else (obj, None)
     if not callable(thing) or not isinstance(name, str | None):
         raise TypeError(f"{obj!r} is no class, no function and no pair of one and a name")
-    for path in (_path_of(thing), name or ""):
+    own = _path_of(thing) if hasattr(thing, "__qualname__") or not name else ""
+    for path in (own, name or ""):
         if is_gadget(path) and (path.endswith(".getattr") or not _is_listed(path)):
             raise ValueError(f"{path} runs code that a file chooses, so it cannot be made safe")
-    return name or _path_of(thing), thing
+    return name or own, thing
 
 
 def _path_of(thing: Any) -> str:
@@ -85,6 +86,8 @@ def _path_of(thing: Any) -> str:
     owner = getattr(thing, "__self__", None)
     if isinstance(owner, type):
         return f"{owner.__module__}.{owner.__qualname__}.{thing.__name__}"
+    if not hasattr(thing, "__qualname__"):
+        raise TypeError(f"{thing!r} has no name that a file could know it by: give (it, name)")
     return f"{thing.__module__}.{thing.__qualname__}"
 
 

@@ -263,7 +263,9 @@ class Site:
         """Refuse what was chosen to collide: many keys of one hash in one container."""
         if len(codes) <= MAX_COLLISIONS and container is None:
             return
-        counts = self._hashes.setdefault(id(container), (container, {}))[1] if container else {}
+        counts: dict[int, int] = {}
+        if container is not None:
+            counts = self._hashes.setdefault(id(container), (container, counts))[1]
         new = dict.fromkeys(codes, 1)
         if len(new) == len(codes) and counts.keys().isdisjoint(new):
             counts.update(new)
