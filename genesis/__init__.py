@@ -40,7 +40,9 @@ from ._load import (
 )
 from ._save import configure, flush, prewarm, release_memory, remove, save, save_checkpoint
 from ._version import __version__
+from .data import ResumableLoader
 from .manager import CheckpointManager
+from .state import TrainState
 
 __all__ = [
     "CheckpointManager",
@@ -54,8 +56,10 @@ __all__ = [
     "RebuildError",
     "RecoveredFromBackupWarning",
     "Report",
+    "ResumableLoader",
     "SaveFuture",
     "SaveReport",
+    "TrainState",
     "TruncatedError",
     "UnpicklableStateError",
     "UnsafeLoadError",

@@ -91,7 +91,9 @@ ERRORS = {
     "UnpicklableStateError": pickle.PicklingError,
     "DurabilityUnknownError": OSError,
 }
-CLASSES = {"CheckpointManager", "Report", "SaveFuture", "SaveReport"}
+CLASSES = {
+    "CheckpointManager", "Report", "ResumableLoader", "SaveFuture", "SaveReport", "TrainState",
+}  # fmt: skip
 
 
 def signature(call: Any) -> str:
@@ -117,7 +119,7 @@ def test_nothing_but_submodules_is_public_beside_all(module: types.ModuleType) -
     public = {name for name in vars(module) if not name.startswith("_")}
     others = public - set(module.__all__)
     assert all(inspect.ismodule(getattr(module, name)) for name in others), others
-    assert others <= {"aio", "manager", "nn", "optim", "retention", "storage"}
+    assert others <= {"aio", "data", "manager", "nn", "optim", "retention", "state", "storage"}
 
 
 @pytest.mark.parametrize("name", CALLS)
