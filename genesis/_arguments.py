@@ -36,7 +36,7 @@ def refuse_objects(**states: object) -> None:
     for name, thing in states.items():
         if isinstance(thing, MethodType) and thing.__name__ == "state_dict":
             raise TypeError(f"{name} is the method state_dict, not what it returns: call it")
-        if _has_state_dict(thing) and not isinstance(thing, Mapping):
+        if has_state_dict(thing) and not isinstance(thing, Mapping):
             raise TypeError(f"{name} is {_described(thing)}, not its state: pass its .state_dict()")
 
 
@@ -46,7 +46,7 @@ def state_of(name: str, thing: Any) -> Any:
     Raises:
         TypeError: it has no ``state_dict()``.
     """
-    if not _has_state_dict(thing):
+    if not has_state_dict(thing):
         meant = (
             "pass the object itself, not its state"
             if isinstance(thing, Mapping)
@@ -73,7 +73,8 @@ def _is_path(thing: object) -> bool:
     return isinstance(thing, str | bytes | os.PathLike)
 
 
-def _has_state_dict(thing: object) -> bool:
+def has_state_dict(thing: object) -> bool:
+    """Whether a thing is an object, and no class, with a ``state_dict()``."""
     return not isinstance(thing, type) and callable(getattr(thing, "state_dict", None))
 
 

@@ -96,12 +96,12 @@ async def test_the_options_of_load(path: Path, options: dict[str, bool]) -> None
 @pytest.mark.anyio
 async def test_the_manager(path: Path) -> None:
     manager, model = aio.CheckpointManager(path, max_checkpoints=2), torch.nn.Linear(2, 1)
-    assert (manager.checkpoints(), manager.latest()) == ({}, None)
+    assert (await manager.checkpoints(), await manager.latest()) == ({}, None)
     for epoch in range(4):
         report = await manager.save_checkpoint(model, model, epoch, loss=0.5)
         assert report.path.endswith(f"epoch_{epoch:06d}.pth")
-    assert list(manager.checkpoints()) == [2, 3]
-    assert (await aio.load(str(manager.latest())))["epoch"] == 3
+    assert list(await manager.checkpoints()) == [2, 3]
+    assert (await aio.load(str(await manager.latest())))["epoch"] == 3
     with pytest.raises(ValueError, match="max_checkpoints must be at least 1"):
         aio.CheckpointManager(path, max_checkpoints=0)
 

@@ -100,7 +100,7 @@ def test_another_folder_under_the_same_name_is_left_alone(
     folder, moved = tmp_path / "ckpt", tmp_path / "old"
     folder.mkdir()
     manager = genesis.CheckpointManager(folder, max_checkpoints=1)
-    request = manager.request(MODEL, MODEL, 9, 0.5, {})
+    request = manager.checkpoint_request(MODEL, MODEL, 9, 0.5, {})
     folder.rename(moved)
     save(genesis.CheckpointManager(folder), 1, 2, 3, 4)
     request.done()
@@ -158,10 +158,10 @@ def test_a_file_of_another_writer_stands_where_its_time_says(path: Path) -> None
 
 def test_files_without_an_order_go_by_time_and_then_by_epoch() -> None:
     def file(epoch: int, order: int, modified: int) -> Checkpoint:
-        return Checkpoint(epoch, f"epoch_{epoch:06d}.pth", order, modified)
+        return Checkpoint(epoch, f"epoch_{epoch:06d}.pth", order=order, modified=modified)
 
     found = [file(9, 0, 100), file(2, 0, 50), file(3, 0, 50), file(7, 2, 60), file(8, 1, 90)]
-    assert [each.epoch for each in by_writing(found)] == [2, 3, 8, 7, 9]
+    assert [each.step for each in by_writing(found)] == [2, 3, 8, 7, 9]
 
 
 def test_the_order_stands_in_the_index_of_the_file_alone(path: Path) -> None:

@@ -19,8 +19,15 @@ PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTAL
 
 
 def test_there_is_a_program_for_each_way_to_save() -> None:
-    assert len(PROGRAMS) == 5
-    for call in ("save_checkpoint(", "background=True", "asyncio.run(", "trio.run(", "torch.save("):
+    assert len(PROGRAMS) == 6
+    for call in (
+        "save_checkpoint(",
+        "background=True",
+        "asyncio.run(",
+        "trio.run(",
+        "TrainState(",
+        "torch.save(",
+    ):
         assert any(call in program for program in PROGRAMS), call
 
 
@@ -37,8 +44,8 @@ def test_program_runs(number: int, tmp_path: Path) -> None:
         timeout=300,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert list(tmp_path.glob("*.pth")) != []
-    assert list(tmp_path.glob(".*")) + list(tmp_path.glob("*.bak")) == []
+    assert list(tmp_path.rglob("*.pth")) != []
+    assert list(tmp_path.rglob(".*")) + list(tmp_path.rglob("*.bak")) == []
 
 
 def test_links_lead_somewhere() -> None:

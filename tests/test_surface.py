@@ -66,13 +66,27 @@ AIO_CALLS = {
     "validate_checkpoint": CALLS["validate_checkpoint"],
     "verify": CALLS["verify"],
 }
+LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None"
 MANAGER = {
-    "__init__": "(self, checkpoint_dir, max_checkpoints=5)",
+    "__init__": (
+        "(self, checkpoint_dir, max_checkpoints=5, *, keep=None, metric='loss', mode='min', "
+        "name='epoch_{step:06d}.pth', every_steps=None, every_seconds=None, when=None, links=False)"
+    ),
+    "all": "(self)",
+    "best": "(self)",
     "checkpoints": "(self)",
+    "due": "(self, step)",
+    "flush": "(self, timeout=None)",
     "latest": "(self)",
+    "preemption": "(self, signals=(<Signals.SIGTERM: 15>,), *, grace=None)",
+    "restore": f"(self, step='latest', into=None, *, {LOAD_OPTIONS})",
+    "resume": f"(self, state, *, {LOAD_OPTIONS})",
+    "save": f"(self, step, state, *, metrics=None, background=False, {SAVE_OPTIONS})",
     "save_checkpoint": (
         f"(self, model, optimizer, epoch, loss, *, background=False, {SAVE_OPTIONS})"
     ),
+    "steps": "(self)",
+    "watch": "(self, timeout=None, *, poll=1.0)",
 }
 FUTURE = {
     "result": "(self, timeout=None)",

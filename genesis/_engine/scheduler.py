@@ -40,6 +40,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .._file import writer
+from .._file.layout import Mark
 from .._options import SaveChoices
 from .._os.staging import Arena
 from .._threads.interrupts import Doubled, Event
@@ -66,12 +67,12 @@ class Request(SaveChoices):
     """Called when the file is durable, before the save's turn ends."""
     begin: Callable[[], None] = lambda: None
     """Called when the state is about to be captured, which may be long after the call of `save`."""
-    order: int = 0
-    """Of a manager's save, among its saves."""
+    mark: Mark | None = None
+    """Of a manager's save."""
 
     def plan(self) -> writer.Job:
         """Pickle the structure of the state as it is now. Raises as `_file.writer.plan`."""
-        return writer.plan(self.state, self.metadata, sharded=self.sharded, order=self.order)
+        return writer.plan(self.state, self.metadata, sharded=self.sharded, mark=self.mark)
 
 
 class Task(Doubled):

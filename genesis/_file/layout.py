@@ -7,9 +7,10 @@ nothing of what the data region means.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import xxhash
@@ -61,6 +62,23 @@ class Footer:
 
 
 @dataclass(frozen=True, slots=True)
+class Mark:
+    """What a manager writes into the index of its checkpoints.
+
+    Attributes:
+        order: higher than in those that it wrote to the folder before; 0 where no manager wrote it.
+        step: of the training.
+        time: seconds since 1970 when it was saved, 0.0 where that is not told.
+        metrics: numbers of that step; may be inf and nan.
+    """
+
+    order: int = 0
+    step: int | None = None
+    time: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Index:
     """What the trailer tells of the skeleton without unpickling it."""
 
@@ -68,8 +86,7 @@ class Index:
     writer: str
     python: str
     metadata: dict[str, Any]
-    order: int = 0
-    """Of a manager's checkpoint: higher than of those that it wrote there before."""
+    mark: Mark = Mark()
 
 
 def digest(data: Any) -> int:
@@ -88,7 +105,7 @@ def prologue(*, torch_storages: bool) -> bytes:
 
 
 def encode_index(
-    pickler: str, writer: str, python: str, metadata: Mapping[str, Any], order: int = 0
+    pickler: str, writer: str, python: str, metadata: Mapping[str, Any], mark: Mark | None = None
 ) -> bytes:
     """The index as bytes.
 
@@ -99,8 +116,8 @@ def encode_index(
     record["metadata"], notes = user_metadata.encode(metadata)
     if notes:
         record["nonfinite"] = notes
-    if order:
-        record["order"] = order
+    if mark is not None:
+        record |= _encode_mark(mark)
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
 
 
@@ -190,7 +207,7 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
             record.get("writer", ""),
             record.get("python", ""),
             user_metadata.decode(record.get("metadata", {}), record.get("nonfinite", [])),
-            _order_of(record),
+            _mark_of(record),
         )
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise ChecksumError(path, f"the index cannot be read ({exc!r})", offset) from exc
@@ -203,9 +220,34 @@ def _decode_index(path: str, footer: Footer, body: bytes) -> Index:
     return index
 
 
-def _order_of(record: dict[str, Any]) -> int:
-    order = record.get("order")
-    return order if type(order) is int and order > 0 else 0
+def _encode_mark(mark: Mark) -> dict[str, Any]:
+    record: dict[str, Any] = {"order": mark.order}
+    if mark.step is not None:
+        metrics = {
+            name: value if math.isfinite(value) else str(value)
+            for name, value in mark.metrics.items()
+        }
+        record |= {"step": mark.step, "time": mark.time, "metrics": metrics}
+    return record
+
+
+def _mark_of(record: dict[str, Any]) -> Mark:
+    """What a manager wrote; what is not of its kind is as if it were not there."""
+    order, step, time = (record.get(key) for key in ("order", "step", "time"))
+    metrics = record.get("metrics")
+    return Mark(
+        order if type(order) is int and order > 0 else 0,
+        step if type(step) is int else None,
+        time if type(time) is float else 0.0,
+        {
+            name: float(value)
+            for name, value in (metrics.items() if isinstance(metrics, dict) else ())
+            if type(value) in (int, float) or value in _NONFINITE
+        },
+    )
+
+
+_NONFINITE = ("inf", "-inf", "nan")
 
 
 def check_header(path: str, start: bytes, between: bytes, footer: Footer) -> int:

@@ -14,8 +14,6 @@ from typing import Any, NoReturn
 from .._errors import NotACheckpointError, RebuildError
 from .._os import files
 from .._pickle import loading, whereabouts
-from .._safe.form import end_of_pickle
-from .._safe.machine import MalformedError
 from . import kinds
 
 _OF_DISORDER = pickle.UnpicklingError, EOFError, IndexError
@@ -78,6 +76,10 @@ def refuse_folder(path: str) -> NoReturn:
 
 
 def _check_form(path: str, fd: int, start: bytes) -> None:
+    # Not with this module: it is a fifth of what `import genesis` would take.
+    from .._safe.form import end_of_pickle
+    from .._safe.machine import MalformedError
+
     size = files.size(fd)
     try:
         end = end_of_pickle(partial(files.read, fd), size)

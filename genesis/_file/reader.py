@@ -284,15 +284,6 @@ def metadata(path: str) -> dict[str, Any]:
             raise NotACheckpointError(path, exc.problem, 0, hint) from None
 
 
-def order_of(path: str, fd: int) -> int:
-    """The place of an open file in the order in which a manager wrote its files; 0 where it tells
-    none. Reads its ends only."""
-    try:
-        return open_file(path, fd).index.order
-    except CorruptCheckpointError:
-        return 0
-
-
 def holds_something(path: str, part: str | None = None) -> bool:
     """Whether `load` finds more at a path than an empty dict. What cannot be told counts as more.
 

@@ -99,13 +99,13 @@ def plan(
     metadata: Mapping[str, Any] | None = None,
     *,
     sharded: Sharded = "refuse",
-    order: int = 0,
+    mark: layout.Mark | None = None,
 ) -> Job:
     """Pickle the structure of `state` and lay out its arrays; nothing is copied yet.
 
     Args:
         sharded: see `_pickle.dumping.plan`.
-        order: see `_file.layout.Index`.
+        mark: of a manager.
 
     Raises:
         UnpicklableStateError: something in it cannot be saved.
@@ -116,7 +116,7 @@ def plan(
     given: Mapping[str, Any] = {} if metadata is None else metadata
     encode("pickle", metadata=given)  # before objects are asked to hand over what they hold
     made = dumping.plan(state, sharded=sharded)
-    return Job(made, encode(made.pickler, metadata=given, order=order))
+    return Job(made, encode(made.pickler, metadata=given, mark=mark))
 
 
 def save(path: str, job: Job) -> Written:

@@ -286,6 +286,29 @@ class Directory:
         else:
             os.replace(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
+    def target(self, name: str) -> str | None:
+        """Where a symlink leads, ``None`` where there is no such name.
+
+        Raises:
+            OSError: it is no symlink (``EINVAL``).
+        """
+        try:
+            return os.readlink(self._name(name), dir_fd=self._fd)
+        except FileNotFoundError:
+            return None
+
+    def point(self, name: str, target: str) -> bool:
+        """Let a name be a symlink to another of this directory, in one step; ``False`` where
+        somebody else was at it at the same time."""
+        made = f".{name}.genesis-link"
+        self.remove(made)  # which a killed process may have left
+        try:
+            os.symlink(target, self._name(made), dir_fd=self._fd)
+            self.rename(made, name)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        return True
+
     def remove(self, name: str) -> None:
         """Remove a name; no error where it is gone already."""
         with contextlib.suppress(FileNotFoundError):

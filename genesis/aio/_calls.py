@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, Unpack
 
 from .. import _load, _save
 from .._clearing import Clearing
-from .._engine.futures import SaveReport
+from .._engine.futures import SaveFuture, SaveReport
 from .._engine.scheduler import Request, Task, scheduler
 from .._file import writer
 from .._inspect import Report
@@ -45,14 +46,21 @@ async def _saved(request: Request, clearing: Clearing) -> SaveReport:
     return report
 
 
-async def submit(request: Request) -> SaveReport:
-    """Run the steps of a submission, waiting without holding the loop, then wait for its end."""
+async def submit(
+    request: Request, began: Callable[[SaveFuture], object] = lambda _: None
+) -> SaveReport:
+    """Run the steps of a submission, waiting without holding the loop, then wait for its end.
+
+    Args:
+        began: called when the state is captured and a thread has it.
+    """
     _bridge.prepare()
     task = Task(scheduler, request, make_present=_make_present)
     future = task.future
     with task, task:
         for step in scheduler.submission(task):
             await _bridge.settled(step, orphaned=task.withdraw)
+    began(future)
     return await _bridge.wait(future)
 
 
