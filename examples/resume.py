@@ -1,52 +1,30 @@
-"""Train, stop, and go on from the latest checkpoint.
+"""Kill it at any moment and run it again in the same folder: no loss and no weight is another."""
 
-Run it twice with the same folder: ``python examples/resume.py FOLDER``.
-"""
-
-import sys
 from pathlib import Path
 
-import torch
-from sklearn.datasets import load_digits
-from torch import nn, optim
+from torch import amp, manual_seed, nn, optim, randint, randn
+from torch.utils.data import DataLoader, TensorDataset
 
 import genesis
 
-EPOCHS_A_RUN = 10
-
-images, labels = load_digits(return_X_y=True)
-images, labels = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
-
-model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-optimizer = optim.Adam(model.parameters(), lr=0.01)
-first_epoch = 0
-
-checkpoint_path = Path(sys.argv[1]) / "checkpoint_latest.pth"
-if checkpoint_path.exists():
-    checkpoint = genesis.load(checkpoint_path)
-    model.load_state_dict(checkpoint["model_state_dict"])
-    optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
-    first_epoch = checkpoint["epoch"] + 1
-    print(f"resumed from checkpoint, at epoch {first_epoch}, loss {checkpoint['loss']:.4f}")
-else:
-    print("starting fresh training")
-
-for epoch in range(first_epoch, first_epoch + EPOCHS_A_RUN):
-    optimizer.zero_grad()
-    loss = nn.functional.cross_entropy(model(images), labels)
-    loss.backward()
-    optimizer.step()
-    # One path, saved again and again: at any moment it holds one whole checkpoint.
-    genesis.save(
-        {
-            "epoch": epoch,
-            "model_state_dict": model.state_dict(),
-            "optimizer_state_dict": optimizer.state_dict(),
-            "loss": loss.item(),
-        },
-        checkpoint_path,
-        background=True,
-    )
-
-genesis.flush()
-print(f"stopped after epoch {epoch}, loss {loss.item():.4f}")
+if __name__ == "__main__":  # worker processes may import this file
+    manual_seed(0)
+    data = TensorDataset(randn(1800, 64), randint(10, (1800,)))
+    state = genesis.TrainState(epoch=0, scaler=amp.GradScaler("cpu"))
+    state.loader = genesis.ResumableLoader(DataLoader(data, 64, shuffle=True, num_workers=2))
+    state.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(), nn.Linear(64, 10))
+    state.optimizer = optim.AdamW(state.model.parameters(), lr=0.01)
+    state.schedule = optim.lr_scheduler.LambdaLR(state.optimizer, lambda step: 0.99**step)
+    if Path("run.pth").exists():
+        state.load_state_dict(genesis.load("run.pth"))
+    while state.epoch < 2:
+        for x, y in state.loader:
+            state.optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(state.model(x), y)
+            state.scaler.scale(loss).backward()
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.schedule.step()
+            print(f"epoch {state.epoch}, batch {state.loader.batches}, loss {loss}", flush=True)
+            genesis.save(state.state_dict(), "run.pth", background=True)
+        state.epoch += 1

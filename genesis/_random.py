@@ -30,15 +30,25 @@ def capture() -> dict[str, Any]:
 def restore(found: dict[str, Any]) -> None:
     """Put the global generators back to where `capture` found them.
 
-    A CUDA device that this machine does not have is left out, with a `UserWarning`.
+    What this machine does not have, a CUDA device or one of the libraries, is left out, with a
+    `UserWarning`.
     """
     random.setstate(found["python"])
-    if "numpy" in found:
-        importlib.import_module("numpy").random.set_state(found["numpy"])
-    if "torch" in found:
-        torch = importlib.import_module("torch")
+    if "numpy" in found and (numpy := _library("numpy")):
+        numpy.random.set_state(found["numpy"])
+    if "torch" in found and (torch := _library("torch")):
         torch.set_rng_state(found["torch"])
         _restore_cuda(torch, found.get("cuda", []))
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        warnings.warn(
+            f"the run had a random state of {name}, which is not installed here",
+            stacklevel=level_of_caller(),
+        )
 
 
 def _restore_cuda(torch: Any, states: list[Any]) -> None:

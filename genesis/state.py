@@ -9,13 +9,13 @@ import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
-from . import _random
+from . import _random, _restoring, data
 from ._arguments import what_is_held
-from .data import refuse_plain_loader
 
 _KEY = "train_state"
 """Where a state dict keeps what stands for the run as a whole."""
 _VERSION = 1
+_ITEMS_LOOKED_AT = 100
 
 
 class TrainState:
@@ -31,7 +31,9 @@ class TrainState:
     - an object with ``state_dict()`` and ``load_state_dict()``: models, optimizers, schedulers, a
       GradScaler, a `ResumableLoader`, torchdata's StatefulDataLoader;
     - a random generator of Python, NumPy or torch;
-    - any other value that can be pickled: a step, a history, a pytree of JAX arrays.
+    - any other value that can be pickled: a step, a history, a pytree of JAX arrays. It is replaced
+      when a state is loaded, so read it as ``state.step``; only a tensor of torch is filled in
+      place, where an optimizer may hold it.
 
     Besides, it takes the global random state of Python, NumPy, torch and, where CUDA is in use, of
     every CUDA device. Not thread-safe: take and load it where the training runs.
@@ -42,7 +44,8 @@ class TrainState:
     Raises:
         AttributeError: a name is not free.
         TypeError: a part could not be restored: a torch DataLoader, whose position nobody can ask
-            for (wrap it in a `ResumableLoader`), or an object with only one of the two methods.
+            for (wrap it in a `ResumableLoader`); an object with only one of the two methods; a list
+            or dict of objects that have them, each of which needs a name of its own.
     """
 
     def __init__(self, **parts: Any) -> None:
@@ -94,14 +97,21 @@ class TrainState:
         for name, part in self._parts.items():
             kinds[name] = kind = _kind(part)
             taken[name] = _TAKE[kind](part)
-        taken[_KEY] = {"version": _VERSION, "kinds": kinds, "random": _random.capture()}
+        taken[_KEY] = {
+            "version": _VERSION,
+            "kinds": kinds,
+            # After the parts: to tell its state, a StatefulDataLoader may draw a number.
+            "loaders": {name: data.own_generators(self._parts[name]) for name in self._loaders()},
+            "random": _random.capture(),
+        }
         return taken
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> None:
         """Give every part its state back: objects in the order they were named, then generators and
         values, and the global random state last of all.
 
-        Values that this object does not have yet become parts.
+        Values that this object does not have yet become parts. A model is loaded before or after
+        its optimizer was made: tensors keep their place in memory.
 
         Args:
             state_dict: of `state_dict`.
@@ -110,28 +120,43 @@ class TrainState:
 
         Raises:
             ValueError: it is no state of a TrainState, or (``strict``) something is missing or
-                unexpected, all of which is named; nothing was changed.
-            Exception: what an object's own ``load_state_dict`` raises, with a note of its name.
-                The parts before it are loaded.
+                unexpected, or a model of torch does not take its state; all of it is named, and
+                nothing was changed.
+            Exception: what another object's own ``load_state_dict`` raises, with a note of its
+                name. The parts before it are loaded.
         """
         about = _about(state_dict)
         kinds: dict[str, str] = about["kinds"]
         mine = {name: _kind(part) for name, part in self._parts.items()}
         _compare(mine, kinds, strict=strict)
-        for name in _of_kind("object", mine, kinds):
+        objects = {name: self._parts[name] for name in _of_kind("object", mine, kinds)}
+        loaded = _restoring.load_doubtful_modules(objects, state_dict)
+        for name in [name for name in objects if name not in loaded]:
             self._load_object(name, state_dict[name])
         for name in _of_kind("generator", mine, kinds):
             _random.set_state(self._parts[name], state_dict[name])
         for name in _of_kind("value", kinds, kinds):
-            self._parts[name] = state_dict[name]
+            here = self._parts.get(name)
+            if not _restoring.filled_in_place(here, state_dict[name]):
+                self._parts[name] = state_dict[name]
+        for name in self._loaders():
+            data.set_own_generators(self._parts[name], about.get("loaders", {}).get(name, {}))
         _random.restore(about["random"])
 
     def _load_object(self, name: str, state: Any) -> None:
+        part = self._parts[name]
         try:
-            self._parts[name].load_state_dict(state)
+            part.load_state_dict(state)
+            if data.is_torch_loader(part):
+                # A StatefulDataLoader begins its pass when it is next asked for anything, and draws
+                # a number for it: now, before the random state is restored, and not in the loop.
+                part.state_dict()
         except Exception as exc:
             exc.add_note(f"while the TrainState loaded its part {name!r}")
             raise
+
+    def _loaders(self) -> list[str]:
+        return [name for name, part in self._parts.items() if data.is_torch_loader(part)]
 
 
 _TAKE: dict[str, Callable[[Any], Any]] = {
@@ -152,10 +177,23 @@ def _has(part: Any, method: str) -> bool:
 
 
 def _refuse_unrestorable(name: str, part: Any) -> None:
-    refuse_plain_loader(name, part)
+    data.refuse_plain_loader(name, part)
+    for place, item in _items(part):
+        if _kind(item) != "value":
+            raise TypeError(
+                f"{name}[{place!r}] is a {type(item).__name__}, which would be replaced by a copy "
+                "when a state is loaded: give it a name of its own"
+            )
     for has, lacks in (("state_dict", "load_state_dict"), ("load_state_dict", "state_dict")):
         if _has(part, has) and not _has(part, lacks):
             raise TypeError(f"{name} has {has}() but no {lacks}(), so it could not be restored")
+
+
+def _items(part: Any) -> list[tuple[Any, Any]]:
+    """What a short list or dict holds; nothing of a history that grows with the run."""
+    if type(part) not in (list, tuple, dict) or len(part) > _ITEMS_LOOKED_AT:
+        return []
+    return list(part.items() if isinstance(part, dict) else enumerate(part))
 
 
 def _about(state_dict: Any) -> dict[str, Any]:

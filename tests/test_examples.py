@@ -6,7 +6,10 @@ Only what they print and leave behind is judged; their insides are theirs.
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
 import urllib.error
@@ -17,7 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from contention import Script
+from contention import run as run_script
 from optional import needs_torch
+from same import assert_same
 
 import genesis
 
@@ -82,17 +88,35 @@ def test_error_handling(tmp_path: Path) -> None:
         assert re.search(f"^{line}$", output, re.MULTILINE), f"no line {line} in:\n{output}"
 
 
-def test_resume(tmp_path: Path) -> None:
-    first = run("resume.py", ".", folder=tmp_path)
-    second = run("resume.py", ".", folder=tmp_path)
-    assert "starting fresh training" in first
-    assert "resumed from checkpoint, at epoch 10" in second
-    assert loss_in(second) < loss_in(first)
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint_latest.pth"]
+def test_resume_after_a_kill_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
+    text = (EXAMPLES / "resume.py").read_text()
+    assert len(text.splitlines()) <= 30
+    sources = {}
+    for name in ("calm", "killed"):
+        (tmp_path / name).mkdir()
+        sources[name] = f"import os; os.chdir({str(tmp_path / name)!r})\n{text}"
+    status, expected, errors = run_script(sources["calm"])
+    assert (status, errors) == (0, "")
 
-
-def loss_in(output: str) -> float:
-    return float(re.search(r"stopped after epoch \d+, loss (.+)", output)[1])
+    lines = expected.splitlines()
+    last = random.randrange(2, len(lines))
+    told = f"killed after step {last}"
+    with Script(sources["killed"]) as script:
+        found = [script.line() for _ in range(last)]
+        os.killpg(script.process.pid, signal.SIGKILL)  # with its workers, which hold its output
+        status, rest, errors = script.end()
+    assert (status, errors) == (-signal.SIGKILL, ""), told
+    found += rest.splitlines()  # of steps that it made before it died
+    status, rest, errors = run_script(sources["killed"])
+    assert (status, errors) == (0, ""), told
+    again = rest.splitlines()
+    # It went on from a save of the killed run, and every step has its loss to the last bit.
+    assert len(lines) - len(found) <= len(again) < len(lines), told
+    assert found == lines[: len(found)], told
+    assert again == lines[len(lines) - len(again) :], told
+    calm, killed = (genesis.load(tmp_path / name / "run.pth") for name in sources)
+    for part in ("model", "optimizer", "schedule", "scaler"):
+        assert_same(calm[part], killed[part])
 
 
 def test_version_management(tmp_path: Path) -> None:
