@@ -32,7 +32,7 @@ LOWEST = {
     "torch": "2.4.0",
 }
 """The lowest versions that pyproject.toml promises; tests/test_versions.py compares them. JAX needs
-the jaxlib of its own version, and both a SciPy of their time."""
+the jaxlib of its own version, and both a SciPy and an ml_dtypes of their time."""
 
 WHOLE: tuple[str, ...] = ()
 """Every test."""
@@ -64,7 +64,7 @@ class Column:
 
 
 COLUMNS = (
-    Column("lowest", "3.11", LOWEST | {"scipy": "1.11.4"}, LIBRARY_TESTS),
+    Column("lowest", "3.11", LOWEST | {"scipy": "1.11.4", "ml_dtypes": "0.4.0"}, LIBRARY_TESTS),
     Column("torch 2.8", "3.12", {"torch": "2.8.0"}, LIBRARY_TESTS),
     Column("torch 2.13", "3.13", {"torch": "2.13.0"}, LIBRARY_TESTS),
     Column("torch 2.14", "3.14", {"torch": "2.14.1"}, LIBRARY_TESTS),
