@@ -37,7 +37,7 @@ def restore(found: dict[str, Any]) -> None:
     if "numpy" in found and (numpy := _library("numpy")):
         numpy.random.set_state(found["numpy"])
     if "torch" in found and (torch := _library("torch")):
-        torch.set_rng_state(found["torch"])
+        torch.set_rng_state(_on_cpu(found["torch"]))
         _restore_cuda(torch, found.get("cuda", []))
 
 
@@ -54,7 +54,7 @@ def _library(name: str) -> Any:
 def _restore_cuda(torch: Any, states: list[Any]) -> None:
     here = torch.cuda.device_count() if states else 0
     for device, state in enumerate(states[:here]):
-        torch.cuda.set_rng_state(state, device)
+        torch.cuda.set_rng_state(_on_cpu(state), device)
     if here < len(states):
         warnings.warn(
             f"the run had the random state of {len(states)} CUDA devices and there are {here} here;"
@@ -87,8 +87,15 @@ def set_state(generator: Any, state: Any) -> None:
             generator.setstate(state)
         case "numpy":
             generator.bit_generator.state = state
-        case _:
+        case "numpy-legacy":
             generator.set_state(state)
+        case _:
+            generator.set_state(_on_cpu(state))
+
+
+def _on_cpu(state: Any) -> Any:
+    """Where torch wants it, whatever `map_location` the state was loaded with."""
+    return state.cpu()
 
 
 def _kind(thing: object) -> str | None:

@@ -49,14 +49,31 @@ def filled_in_place(here: Any, saved: Any) -> bool:
     Returns:
         Whether they were two such tensors.
     """
+    if not _fills(here, saved):
+        return False
+    with sys.modules["torch"].no_grad():
+        here.copy_(saved)
+    return True
+
+
+def would_be_orphaned(here: Any, saved: Any) -> bool:
+    """Whether a tensor that an optimizer may hold would have to be replaced."""
+    return is_trained(here) and not _fills(here, saved)
+
+
+def is_trained(thing: Any) -> bool:
+    """Whether a thing is a tensor of torch that an optimizer may hold."""
+    torch = sys.modules.get("torch")
+    if not torch or not isinstance(thing, torch.Tensor):
+        return False
+    return bool(thing.requires_grad and thing.is_leaf)
+
+
+def _fills(here: Any, saved: Any) -> bool:
     torch = sys.modules.get("torch")
     if not torch or not isinstance(here, torch.Tensor) or not isinstance(saved, torch.Tensor):
         return False
-    if here.shape != saved.shape or here.dtype != saved.dtype:
-        return False
-    with torch.no_grad():
-        here.copy_(saved)
-    return True
+    return bool(here.shape == saved.shape and here.dtype == saved.dtype)
 
 
 def _looks_right(part: Any, state: Any) -> bool:

@@ -35,8 +35,9 @@ class ResumableLoader:
     no batch before it, nor on the number of workers. An iterable without a sampler, an
     IterableDataset say, loads the batches that were handed out again and drops them.
 
-    A pass that is left early counts as begun, not as finished: what is saved then goes on in it.
-    Not thread-safe; one pass at a time.
+    A batch counts once it is taken from the iterator, so save when the training step with it is
+    done, and let nothing take batches ahead of the training. A pass that is left early counts as
+    begun, not as finished: what is saved then goes on in it. Not thread-safe; one pass at a time.
 
     Bounds: a sampler that draws from the program's global generators in the middle of a pass, which
     none of torch's does, is not replayed. Neither is a dataset that changes as it is read, or has a

@@ -45,7 +45,7 @@ class TrainState:
         AttributeError: a name is not free.
         TypeError: a part could not be restored: a torch DataLoader, whose position nobody can ask
             for (wrap it in a `ResumableLoader`); an object with only one of the two methods; a list
-            or dict of objects that have them, each of which needs a name of its own.
+            or dict of such objects, or of parameters, each of which needs a name of its own.
     """
 
     def __init__(self, **parts: Any) -> None:
@@ -128,7 +128,12 @@ class TrainState:
         about = _about(state_dict)
         kinds: dict[str, str] = about["kinds"]
         mine = {name: _kind(part) for name, part in self._parts.items()}
-        _compare(mine, kinds, strict=strict)
+        orphaned = [
+            name
+            for name in _of_kind("value", mine, kinds)
+            if _restoring.would_be_orphaned(self._parts[name], state_dict[name])
+        ]
+        _compare(mine, kinds, orphaned, strict=strict)
         objects = {name: self._parts[name] for name in _of_kind("object", mine, kinds)}
         loaded = _restoring.load_doubtful_modules(objects, state_dict)
         for name in [name for name in objects if name not in loaded]:
@@ -179,7 +184,7 @@ def _has(part: Any, method: str) -> bool:
 def _refuse_unrestorable(name: str, part: Any) -> None:
     data.refuse_plain_loader(name, part)
     for place, item in _items(part):
-        if _kind(item) != "value":
+        if _kind(item) != "value" or _restoring.is_trained(item):
             raise TypeError(
                 f"{name}[{place!r}] is a {type(item).__name__}, which would be replaced by a copy "
                 "when a state is loaded: give it a name of its own"
@@ -209,7 +214,9 @@ def _of_kind(kind: str, one: dict[str, str], other: dict[str, str]) -> list[str]
     return [name for name in one if one[name] == other.get(name) == kind]
 
 
-def _compare(mine: dict[str, str], saved: dict[str, str], *, strict: bool) -> None:
+def _compare(
+    mine: dict[str, str], saved: dict[str, str], orphaned: list[str], *, strict: bool
+) -> None:
     """Refuse what does not fit, all of it in one message."""
     missing = [name for name in mine if name not in saved]
     unexpected = [name for name in saved if name not in mine and saved[name] != "value"]
@@ -224,6 +231,7 @@ def _compare(mine: dict[str, str], saved: dict[str, str], *, strict: bool) -> No
             ("not in the state", missing, strict),
             ("in the state and no part here", unexpected, strict),
             ("of another kind", changed, True),
+            ("of another shape or dtype", orphaned, True),
         )
         if names and counts
     ]

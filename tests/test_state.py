@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contention import run as run_script
 from optional import jax, needs_torch, torch
 
 import genesis
@@ -247,6 +248,65 @@ def test_objects_in_a_list_need_names_of_their_own(part: Any) -> None:
         TrainState(parts=part)
 
 
+@needs_torch
+def test_a_parameter_is_never_replaced() -> None:
+    def parameter(size: int) -> Any:
+        return torch.ones(size, requires_grad=True)
+
+    saved = TrainState(weight=parameter(2)).state_dict()
+    with pytest.raises(ValueError, match=r"; of another shape or dtype: weight$"):
+        TrainState(weight=parameter(3)).load_state_dict(saved)
+    with pytest.raises(TypeError, match=r"weights\[0\] is a Tensor, .* name of its own"):
+        TrainState(weights=[parameter(2)])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch or not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_random_states_come_back_wherever_they_were_loaded_to(tmp_path: Path) -> None:
+    state = TrainState(generator=torch.Generator("cuda").manual_seed(1))
+    torch.rand(1, device="cuda")
+    saved = through_a_file(state, tmp_path / "f", map_location="cuda")
+
+    def drawn() -> list[float]:
+        numbers = torch.rand(1), torch.rand(1, device="cuda")
+        own = torch.rand(1, device="cuda", generator=state.generator)
+        return [number.item() for number in (*numbers, own)]
+
+    expected = drawn()
+    state.load_state_dict(saved)
+    assert drawn() == expected
+
+
+def test_a_loop_of_numpy_imports_no_torch() -> None:
+    status, _, errors = run_script(NUMPY_LOOP)
+    assert status == 0, errors
+
+
+NUMPY_LOOP = """
+import pickle, sys, numpy as np, genesis
+
+def run():
+    loader = genesis.ResumableLoader(np.arange(12.0).reshape(6, 2))
+    params = {"w": np.zeros(2)}
+    return genesis.TrainState(params=params, rng=np.random.default_rng(), loader=loader, step=0)
+
+def train(state, saved):
+    while state.step < 12:
+        for row in state.loader:
+            noise = state.rng.normal(size=2) + np.random.rand()
+            state.params = {"w": state.params["w"] * 0.9 + row + noise}
+            state.step += 1
+            saved.append(pickle.dumps(state.state_dict()))
+    return state.params["w"].tolist()
+
+whole = train(run(), saved := [])
+again = run()
+again.load_state_dict(pickle.loads(saved[3]))
+assert train(again, []) == whole
+assert "torch" not in sys.modules
+"""
+
+
 def test_a_library_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     saved = TrainState(step=3).state_dict()
     assert "numpy" in saved["train_state"]["random"]
@@ -355,6 +415,20 @@ def test_a_sampler_with_a_generator_of_its_own_goes_on(workers: int) -> None:
         return loader(workers, sampler=RandomSampler(range(20), **drawing))
 
     goes_on(make, 14)
+
+
+@needs_torch
+def test_a_program_may_draw_from_the_generator_of_its_loader() -> None:
+    def drawn(batches: Any, own: Any) -> list[Any]:
+        return [(batch[0].tolist(), torch.rand(1, generator=own).item()) for batch in batches]
+
+    first = loader(generator=own_generator())
+    going = iter(first)
+    drawn(islice(going, 3), first.loader.generator)
+    saved = state_of(first)
+    expected = drawn(going, first.loader.generator)
+    second = resumed(lambda: loader(generator=torch.Generator()), saved, seed=9)
+    assert drawn(second, second.loader.generator) == expected
 
 
 @needs_torch
