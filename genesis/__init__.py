@@ -12,6 +12,8 @@ kills the program; a damaged one raises and never gives a wrong tensor.
 """
 
 from . import _public
+from ._contents import ArrayRow, Contents
+from ._diff import Change, Difference
 from ._engine.futures import SaveFuture, SaveReport
 from ._errors import (
     ChecksumError,
@@ -30,8 +32,11 @@ from ._errors import (
 from ._inspect import Report
 from ._load import (
     add_safe_globals,
+    diff,
+    inspect,
     load,
     load_checkpoint,
+    load_into,
     load_metadata,
     safe_globals,
     safe_load_checkpoint,
@@ -45,9 +50,13 @@ from .manager import CheckpointManager
 from .state import TrainState
 
 __all__ = [
+    "ArrayRow",
+    "Change",
     "CheckpointManager",
     "ChecksumError",
+    "Contents",
     "CorruptCheckpointError",
+    "Difference",
     "DurabilityUnknownError",
     "GenesisError",
     "NewerFormatError",
@@ -66,9 +75,12 @@ __all__ = [
     "__version__",
     "add_safe_globals",
     "configure",
+    "diff",
     "flush",
+    "inspect",
     "load",
     "load_checkpoint",
+    "load_into",
     "load_metadata",
     "prewarm",
     "release_memory",

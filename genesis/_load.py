@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Unpack
 
-from . import _inspect
+from . import _contents, _diff, _inspect
 from ._arguments import what_is_held
+from ._contents import Contents
+from ._diff import Difference
 from ._engine.scheduler import scheduler
 from ._file import reader
 from ._inspect import Report
@@ -45,16 +47,22 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
         weights_only: build only tensors, arrays and plain containers; run nothing from the file.
             For files from people you do not know.
         map_location: where tensors go, as for `torch.load`, also those of plain pickles.
+        only: load a part of the state: what stands under a path of keys (``"model"``,
+            ``"model/layer.0.weight"``), or under each that a pattern fits (``"*/exp_avg"``), or of
+            which a function says so. The part stands in dicts like those that it was saved in.
+            Where the state is made of plain containers, tensors and arrays, no other array is read.
 
     Raises:
         FileNotFoundError: there is no such file.
         CorruptCheckpointError: the file is damaged or no checkpoint; a `pickle.UnpicklingError`.
         UnsafeLoadError: `weights_only` met something else.
+        KeyError: nothing is what `only` asks for.
 
     Thread-safe, and safe beside any number of writers: it sees the old file or the new one.
     """
     check_names(options, LoadChoices)
-    return reader.load(_settled(file_path), **options)
+    choices = LoadChoices(**options)
+    return reader.load(_settled(file_path), choices)
 
 
 def _settled(file_path: FilePath) -> str:
@@ -85,6 +93,61 @@ def parts_of(state: Any, file_path: FilePath) -> tuple[Any, Any]:
         ) from exc
 
 
+def load_into(
+    file_path: FilePath, into: Any, *, part: str | None = None, weights_only: bool = False
+) -> None:
+    """Fill the tensors of a module, or of a dict of tensors and arrays, from a file, in place.
+
+    The file is mapped and verified, and copied from array by array: there is no second copy of the
+    model in memory, and tensors on a device are filled where they are.
+
+    Args:
+        file_path: the file.
+        into: a torch module, or a dict, nested or not, of tensors and NumPy arrays.
+        part: the keys, joined by ``/``, of what the state is to be taken from. Without it that is
+            the whole state, or for a module what `save_checkpoint` keeps as its model.
+        weights_only: as for `load`.
+
+    Raises:
+        ValueError: names, shapes or dtypes differ. Every difference is named, nothing was changed.
+        TypeError: `into` holds something that cannot be filled.
+        KeyError: there is no such part. Otherwise as `load`.
+    """
+    from . import _load_into
+
+    state = load(file_path, mmap=True, verify=True, weights_only=weights_only)
+    _load_into.fill(into, _load_into.part_of(state, part, into), os.fsdecode(file_path))
+
+
+def inspect(file_path: FilePath) -> Contents:
+    """What is in a file: every tensor and array with its path, dtype, shape, size and offset, plain
+    values, the writer, metadata, and what a manager noted.
+
+    Only the ends of the file and its skeleton are read and verified; no array is, no object is
+    built, and nothing of the file is run. A plain pickle is read as a whole. Waits for a background
+    save of the path, as `load` does; looks at no backup.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptCheckpointError: what was read is damaged, or it is no checkpoint.
+    """
+    return _contents.inspect(_settled(file_path))
+
+
+def diff(one: FilePath, other: FilePath, *, weights_only: bool = True) -> Difference:
+    """What was added, removed and changed from one checkpoint to another, and how far.
+
+    Both are mapped and verified, and compared array by array.
+
+    Args:
+        weights_only: as for `load`, and here on unless it is turned off.
+
+    Raises: as `load`.
+    """
+    options: LoadOptions = {"mmap": True, "verify": True, "weights_only": weights_only}
+    return _diff.diff(load(one, **options), load(other, **options))
+
+
 def load_metadata(file_path: FilePath) -> dict[str, Any]:
     """What `save` was given as ``metadata``, ``{}`` if nothing.
 
@@ -113,7 +176,7 @@ def safe_load_checkpoint(
     """
     try:
         checkpoint = load(file_path, weights_only=weights_only)
-        load_into(checkpoint, model, optimizer)
+        give_to(checkpoint, model, optimizer)
     except FileNotFoundError:
         _say(f"Checkpoint {os.fsdecode(file_path)} not found")
         return False
@@ -130,7 +193,7 @@ def _say(text: str) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def load_into(checkpoint: Any, model: Any, optimizer: Any) -> None:
+def give_to(checkpoint: Any, model: Any, optimizer: Any) -> None:
     """Load the parts of a checkpoint, or a bare model state dict, and say so."""
     if "model_state_dict" not in checkpoint:
         model.load_state_dict(checkpoint)

@@ -15,6 +15,7 @@ FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Capture = Literal["copy", "deferred"]
 OnBusy = Literal["wait", "skip", "supersede"]
 Sharded = Literal["refuse", "allow"]
+Only = str | Callable[[str], bool]
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
 
@@ -52,6 +53,7 @@ class LoadOptions(TypedDict, total=False):
     mmap: bool
     weights_only: bool
     map_location: Any
+    only: Only | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +64,11 @@ class LoadChoices:
     mmap: bool = False
     weights_only: bool = False
     map_location: Any = None
+    only: Only | None = None
+
+    def __post_init__(self) -> None:
+        if self.only is not None and not isinstance(self.only, str) and not callable(self.only):
+            raise TypeError(f"only must be a string or take a path, not {self.only!r:.80}")
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:

@@ -32,11 +32,14 @@ SAVE_OPTIONS = "clear=None, capture='copy', on_busy='wait', metadata=None, shard
 CALLS = {
     "add_safe_globals": "(objects)",
     "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None, keep_seconds=None)",
+    "diff": "(one, other, *, weights_only=True)",
     "flush": "(timeout=None)",
-    "load": "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)",
+    "inspect": "(file_path)",
+    "load": "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None, only=None)",
     "load_checkpoint": (
-        "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None)"
+        "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None, only=None)"
     ),
+    "load_into": "(file_path, into, *, part=None, weights_only=False)",
     "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
     "release_memory": "()",
@@ -51,10 +54,13 @@ CALLS = {
     "verify": "(file_path)",
 }
 AIO_CALLS = {
+    "diff": CALLS["diff"],
     "flush": CALLS["flush"],
+    "inspect": CALLS["inspect"],
     "load": CALLS["load"],
     "load_async": CALLS["load"],
     "load_checkpoint": CALLS["load_checkpoint"],
+    "load_into": CALLS["load_into"],
     "load_metadata": CALLS["load_metadata"],
     "prewarm": CALLS["prewarm"],
     "remove": CALLS["remove"],
@@ -66,7 +72,7 @@ AIO_CALLS = {
     "validate_checkpoint": CALLS["validate_checkpoint"],
     "verify": CALLS["verify"],
 }
-LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None"
+LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None, only=None"
 MANAGER = {
     "__init__": (
         "(self, checkpoint_dir, max_checkpoints=5, *, keep=None, metric='loss', mode='min', "
@@ -106,7 +112,7 @@ ERRORS = {
     "DurabilityUnknownError": OSError,
 }
 CLASSES = {
-    "CheckpointManager", "Report", "ResumableLoader", "SaveFuture", "SaveReport", "TrainState",
+    "ArrayRow", "Change", "CheckpointManager", "Contents", "Difference", "Report", "ResumableLoader", "SaveFuture", "SaveReport", "TrainState",
 }  # fmt: skip
 
 

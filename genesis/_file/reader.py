@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap as _mmap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +22,11 @@ from .._errors import (
     RecoveredFromBackupWarning,
     UnsafeLoadError,
 )
+from .._options import LoadChoices, Only
 from .._os import files
 from .._os.memory import private_memory
 from .._os.userfaultfd import Filler
-from .._pickle import dumping, loading
+from .._pickle import dumping, loading, sketch
 from .._pickle.region import ApartRegion, Region
 from .._public import level_of_caller
 from .._threads import companions
@@ -64,14 +65,7 @@ class Opened:
         return target[: files.read_into(self.fd, target[: high - low], low)]
 
 
-def load(
-    path: str,
-    *,
-    verify: bool | None = None,
-    mmap: bool = False,
-    weights_only: bool = False,
-    map_location: Any = None,
-) -> Any:
+def load(path: str, choices: LoadChoices) -> Any:
     """Read a checkpoint, or the backup beside it where the file is missing or damaged.
 
     Raises:
@@ -79,9 +73,7 @@ def load(
         CorruptCheckpointError: the file is damaged and there is no sound backup.
         RebuildError: it is sound, and an object of it cannot be built.
     """
-    read = partial(
-        _load_one, verify=verify, mmap=mmap, weights_only=weights_only, map_location=map_location
-    )
+    read = partial(_load_one if choices.only is None else _load_part, choices=choices)
     backup = path + BACKUP_SUFFIX
     while True:
         seen = files.identity(path)
@@ -106,21 +98,21 @@ def _recovered(state: Any, what: str) -> Any:
     return state
 
 
-def _load_one(
-    path: str, *, verify: bool | None, mmap: bool, weights_only: bool, map_location: Any
-) -> Any:
+def _load_one(path: str, choices: LoadChoices) -> Any:
+    map_location = choices.map_location
     with _reading(path) as fd:
         try:
             opened = open_file(path, fd)
         except NotACheckpointError:
+            weights_only = choices.weights_only
             return load_pickle(path, fd, weights_only=weights_only, map_location=map_location)
-        if mmap:
-            memory = _mapped(opened, verify=bool(verify))
+        if choices.mmap:
+            memory = _mapped(opened, verify=bool(choices.verify))
         else:
-            memory = _copied(opened, verify=verify is not False)
-    data, skeleton, let_go = _split(opened, memory, mapped=mmap)
+            memory = _copied(opened, verify=choices.verify is not False)
+    data, skeleton, let_go = _split(opened, memory, mapped=choices.mmap)
     del memory  # or the state would be let go of as a whole, while it is built
-    if weights_only:
+    if choices.weights_only:
         from .. import _safe
 
         copied = bytes(skeleton)
@@ -142,6 +134,58 @@ def _load_one(
         map_location=map_location,
         let_go=let_go,
     )
+
+
+def _load_part(path: str, choices: LoadChoices) -> Any:
+    """The part of a state that `only` asks for, by itself where that can be told from the rest."""
+    assert choices.only is not None
+    if not (choices.mmap or choices.weights_only):
+        with _reading(path) as fd, suppress(NotACheckpointError, sketch.SketchError):
+            return _read_part(open_file(path, fd), choices.only, choices)
+    return sketch.chosen(_load_one(path, choices), choices.only)
+
+
+def _read_part(opened: Opened, only: Only, choices: LoadChoices) -> Any:
+    memory = private_memory(opened.footer.stream_size)
+    verify = choices.verify is not False
+    around = _around_data(opened)
+    _read_chunks(opened, around, memory, verify=verify)
+    region, skeleton, _ = _split(opened, memory, mapped=False)
+    tree = sketch.chosen(
+        sketch.sketch(skeleton, pickler=opened.index.pickler, map_location=choices.map_location),
+        only,
+    )
+    spans = sorted(sketch.ranges(tree))
+    chunks = _chunks_of(opened, spans) - around
+    _read_chunks(opened, chunks, memory, verify=verify)
+    part = sketch.made(tree, region, map_location=choices.map_location)
+    if isinstance(region, ApartRegion):
+        _discard_between(region, spans, opened.data_size)
+    return part
+
+
+def _around_data(opened: Opened) -> set[int]:
+    """The chunks in which header, prologue and skeleton stand."""
+    end_of_data = layout.HEADER_SIZE + opened.data_size
+    return {0, *range(end_of_data // opened.footer.chunk_size, opened.chunks)}
+
+
+def _chunks_of(opened: Opened, spans: list[tuple[int, int]]) -> set[int]:
+    """The chunks in which parts of the data region stand."""
+    size, base = opened.footer.chunk_size, layout.HEADER_SIZE
+    found: set[int] = set()
+    for low, high in spans:
+        found.update(range((base + low) // size, (base + max(high, low + 1) - 1) // size + 1))
+    return found
+
+
+def _discard_between(region: ApartRegion, spans: list[tuple[int, int]], size: int) -> None:
+    """Give back what was read with the chunks and belongs to no array that was asked for."""
+    end = 0
+    for low, high in [*spans, (size, size)]:
+        if low > end:
+            region.discard(layout.HEADER_SIZE + end, layout.HEADER_SIZE + low)
+        end = max(end, high)
 
 
 @contextmanager
@@ -175,23 +219,36 @@ def open_file(path: str, fd: int) -> Opened:
 
 
 def _copied(opened: Opened, *, verify: bool) -> _mmap.mmap:
-    """The stream in fresh memory, read and verified on as many threads as it pays."""
-    size = opened.footer.stream_size
-    memory = private_memory(size)
-    stream = memoryview(memory)
+    """The stream in fresh memory."""
+    memory = private_memory(opened.footer.stream_size)
     filler = Filler(memory, opened.fd, opened.footer.chunk_size)
     with filler, filler:
-
-        def read(number: int) -> None:
-            low, high = opened.chunk_span(number)
-            data = stream[low:high]
-            if not filler.fill(low, high):
-                data = opened.read(number, data)
-            if verify or len(data) < high - low:
-                opened.check(number, data)
-
-        companions.run_all((partial(read, number) for number in range(opened.chunks)), size=size)
+        _read_chunks(opened, range(opened.chunks), memory, verify=verify, fill=filler.fill)
     return memory
+
+
+def _read_chunks(
+    opened: Opened,
+    chunks: Collection[int],
+    memory: _mmap.mmap,
+    *,
+    verify: bool,
+    fill: Callable[[int, int], bool] = lambda low, high: False,
+) -> None:
+    """Read chunks to their places in memory for the whole stream, and verify them, on as many
+    threads as it pays."""
+    stream = memoryview(memory)
+
+    def read(number: int) -> None:
+        low, high = opened.chunk_span(number)
+        data = stream[low:high]
+        if not fill(low, high):
+            data = opened.read(number, data)
+        if verify or len(data) < high - low:
+            opened.check(number, data)
+
+    size = len(chunks) * opened.footer.chunk_size
+    companions.run_all((partial(read, number) for number in chunks), size=size)
 
 
 def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
@@ -265,6 +322,27 @@ def outline(path: str) -> Any:
         except NotACheckpointError:
             return _safe.outline(read_pickle(path, fd), path=path)
     return _safe.outline(
+        skeleton,
+        path=path,
+        base_offset=opened.footer.skeleton_offset,
+        data_size=opened.data_size,
+    )
+
+
+def contents(path: str) -> tuple[layout.Index | None, Any]:
+    """The index of a file and its outline; of the file only its ends and the skeleton are read and
+    verified. ``None`` for a plain pickle, which is read as a whole. Raises as `verify`."""
+    from .. import _safe
+
+    with _reading(path) as fd:
+        try:
+            opened = open_file(path, fd)
+        except NotACheckpointError:
+            return None, _safe.outline(read_pickle(path, fd), path=path)
+        memory = private_memory(opened.footer.stream_size)
+        _read_chunks(opened, _around_data(opened), memory, verify=True)
+    _, skeleton, _ = _split(opened, memory, mapped=True)
+    return opened.index, _safe.outline(
         skeleton,
         path=path,
         base_offset=opened.footer.skeleton_offset,

@@ -20,7 +20,7 @@ from .by_value import constructor
 from .dumping import _begins
 from .region import NoSuchDeviceError, Region
 
-_PRIMER = b"\x80\x05\x97\x940\x97\x94."
+PRIMER = b"\x80\x05\x97\x940\x97\x94."
 """A pickle that puts two out-of-band buffers into memo slots 0 and 1. The memo of a C unpickler
 outlives a load but cannot be set from Python, so the slots are filled by unpickling this first."""
 
@@ -50,9 +50,9 @@ def loads(
         RebuildError: an object cannot be built.
     """
     source = _Source(let_go)
-    unpickler = _unpickler(pickler)(
+    unpickler = unpickler_class(pickler)(
         io.BufferedReader(source, _READ_AHEAD),
-        buffers=[region.rest(), _storage_maker(region, map_location)],
+        buffers=[region.rest(), storage_maker(region, map_location)],
     )
     unpickler.map_location = map_location
     unpickler.region = region if _begins(skeleton, arrays.ARRAYS) else None
@@ -81,7 +81,7 @@ class _Source(io.RawIOBase):
 
     def __init__(self, let_go: LetGo | None) -> None:
         self._let_go = let_go
-        self.turn_to(memoryview(_PRIMER), eager=False)
+        self.turn_to(memoryview(PRIMER), eager=False)
 
     def turn_to(self, view: memoryview, *, eager: bool) -> None:
         self._view = view
@@ -106,7 +106,8 @@ class _Source(io.RawIOBase):
         self._gone = self._read
 
 
-def _unpickler(pickler: str) -> Any:
+def unpickler_class(pickler: str) -> Any:
+    """The unpickler for what a pickler wrote."""
     base: Any = pickle.Unpickler
     if pickler == "dill":
         import dill
@@ -157,8 +158,9 @@ def _module_here(module: str) -> str:
     return numpy.here(module)
 
 
-def _storage_maker(region: Region, map_location: Any) -> Callable[..., Any]:
-    """A tensor and a raw storage may name the same bytes: these get one storage."""
+def storage_maker(region: Region, map_location: Any) -> Callable[..., Any]:
+    """What memo slot 1 is for a load. A tensor and a raw storage may name the same bytes: these
+    get one storage."""
     make: Any = None
     made: dict[tuple[int, int], Any] = {}
 
@@ -207,7 +209,7 @@ def load_foreign(stream: bytes, *, path: str, map_location: Any = None) -> Any:
     Raises:
         RebuildError: an object cannot be built.
     """
-    unpickler = _unpickler("dill")(io.BytesIO(stream))
+    unpickler = unpickler_class("dill")(io.BytesIO(stream))
     unpickler.map_location = map_location
     pause = CollectorPaused()
     with pause, pause, _building(unpickler, stream, path, 0):

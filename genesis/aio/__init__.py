@@ -9,10 +9,13 @@ from .. import _public
 from .._pickle import arrays as _arrays
 from . import _bridge
 from ._calls import (
+    diff,
     flush,
+    inspect,
     load,
     load_async,
     load_checkpoint,
+    load_into,
     load_metadata,
     prewarm,
     remove,
@@ -28,10 +31,13 @@ from ._stream import stream
 
 __all__ = [
     "CheckpointManager",
+    "diff",
     "flush",
+    "inspect",
     "load",
     "load_async",
     "load_checkpoint",
+    "load_into",
     "load_metadata",
     "prewarm",
     "remove",

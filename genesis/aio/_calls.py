@@ -9,6 +9,8 @@ from typing import Any, Unpack
 
 from .. import _load, _save
 from .._clearing import Clearing
+from .._contents import Contents
+from .._diff import Difference
 from .._engine.futures import SaveFuture, SaveReport
 from .._engine.scheduler import Request, Task, scheduler
 from .._file import writer
@@ -94,6 +96,26 @@ async def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
 async def load_checkpoint(file_path: FilePath, **options: Unpack[LoadOptions]) -> tuple[Any, Any]:
     """`genesis.load_checkpoint` on a thread; cancellation as for `load`."""
     return _load.parts_of(await load(file_path, **options), file_path)
+
+
+async def inspect(file_path: FilePath) -> Contents:
+    """`genesis.inspect` on a thread."""
+    return await _bridge.call(partial(_load.inspect, files.resolve(file_path)))
+
+
+async def diff(one: FilePath, other: FilePath, *, weights_only: bool = True) -> Difference:
+    """`genesis.diff` on a thread."""
+    paths = files.resolve(one), files.resolve(other)
+    return await _bridge.call(partial(_load.diff, *paths, weights_only=weights_only))
+
+
+async def load_into(
+    file_path: FilePath, into: Any, *, part: str | None = None, weights_only: bool = False
+) -> None:
+    """`genesis.load_into` on a thread. A call that was cancelled may still fill afterwards."""
+    path = files.resolve(file_path)
+    call = partial(_load.load_into, path, into, part=part, weights_only=weights_only)
+    await _bridge.call(call)
 
 
 async def load_metadata(file_path: FilePath) -> dict[str, Any]:
