@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -73,7 +72,7 @@ class Contents:
 
 def inspect(path: str) -> Contents:
     """The contents of a file."""
-    index, outline = reader.contents(path)
+    size, index, outline = reader.contents(path)
     rows: list[ArrayRow] = []
     values: dict[str, Any] = {}
     for place, leaf in _leaves(outline):
@@ -84,7 +83,7 @@ def inspect(path: str) -> Contents:
     mark = index.mark if index else Mark()
     return Contents(
         path=path,
-        bytes=os.stat(path).st_size,
+        bytes=size,
         arrays=tuple(rows),
         values=values,
         writer=index.writer if index else "",

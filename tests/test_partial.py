@@ -84,9 +84,7 @@ def test_the_dicts_are_those_that_were_saved(file: Path) -> None:
 
 @pytest.mark.parametrize("only", ["models", "model/layer.20", "x*", lambda path: False])
 def test_what_is_not_there_is_a_key_error(file: Path, only: Any) -> None:
-    with pytest.raises(
-        KeyError, match="nothing in the state is what only=.*it has 'model', 'large'"
-    ):
+    with pytest.raises(KeyError, match=r"nothing in .* what only=.*it has 'model', 'large'"):
         genesis.load(file, only=only)
 
 

@@ -29,16 +29,15 @@ import genesis.aio
 from genesis import _options
 
 SAVE_OPTIONS = "clear=None, capture='copy', on_busy='wait', metadata=None, sharded='refuse'"
+LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None, only=None"
 CALLS = {
     "add_safe_globals": "(objects)",
     "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None, keep_seconds=None)",
     "diff": "(one, other, *, weights_only=True)",
     "flush": "(timeout=None)",
     "inspect": "(file_path)",
-    "load": "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None, only=None)",
-    "load_checkpoint": (
-        "(file_path, *, verify=None, mmap=False, weights_only=False, map_location=None, only=None)"
-    ),
+    "load": f"(file_path, *, {LOAD_OPTIONS})",
+    "load_checkpoint": f"(file_path, *, {LOAD_OPTIONS})",
     "load_into": "(file_path, into, *, part=None, weights_only=False)",
     "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
@@ -72,7 +71,6 @@ AIO_CALLS = {
     "validate_checkpoint": CALLS["validate_checkpoint"],
     "verify": CALLS["verify"],
 }
-LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None, only=None"
 MANAGER = {
     "__init__": (
         "(self, checkpoint_dir, max_checkpoints=5, *, keep=None, metric='loss', mode='min', "
@@ -112,8 +110,9 @@ ERRORS = {
     "DurabilityUnknownError": OSError,
 }
 CLASSES = {
-    "ArrayRow", "Change", "CheckpointManager", "Contents", "Difference", "Report", "ResumableLoader", "SaveFuture", "SaveReport", "TrainState",
-}  # fmt: skip
+    *("ArrayRow", "Change", "CheckpointManager", "Contents", "Difference", "Report"),
+    *("ResumableLoader", "SaveFuture", "SaveReport", "TrainState"),
+}
 
 
 def signature(call: Any) -> str:

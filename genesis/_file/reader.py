@@ -329,8 +329,8 @@ def outline(path: str) -> Any:
     )
 
 
-def contents(path: str) -> tuple[layout.Index | None, Any]:
-    """The index of a file and its outline; of the file only its ends and the skeleton are read and
+def contents(path: str) -> tuple[int, layout.Index | None, Any]:
+    """The size of a file, its index and its outline; of the file only its ends and the skeleton are read and
     verified. ``None`` for a plain pickle, which is read as a whole. Raises as `verify`."""
     from .. import _safe
 
@@ -338,16 +338,17 @@ def contents(path: str) -> tuple[layout.Index | None, Any]:
         try:
             opened = open_file(path, fd)
         except NotACheckpointError:
-            return None, _safe.outline(read_pickle(path, fd), path=path)
+            return files.size(fd), None, _safe.outline(read_pickle(path, fd), path=path)
         memory = private_memory(opened.footer.stream_size)
         _read_chunks(opened, _around_data(opened), memory, verify=True)
     _, skeleton, _ = _split(opened, memory, mapped=True)
-    return opened.index, _safe.outline(
+    outline = _safe.outline(
         skeleton,
         path=path,
         base_offset=opened.footer.skeleton_offset,
         data_size=opened.data_size,
     )
+    return opened.footer.file_size, opened.index, outline
 
 
 def metadata(path: str) -> dict[str, Any]:
