@@ -330,8 +330,9 @@ def outline(path: str) -> Any:
 
 
 def contents(path: str) -> tuple[int, layout.Index | None, Any]:
-    """The size of a file, its index and its outline; of the file only its ends and the skeleton are read and
-    verified. ``None`` for a plain pickle, which is read as a whole. Raises as `verify`."""
+    """The size of a file, its index and its outline; only its ends and the skeleton are read and
+    verified. The index is ``None`` for a plain pickle, which is read as a whole. Raises as
+    `verify`."""
     from .. import _safe
 
     with _reading(path) as fd:
