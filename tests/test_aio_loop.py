@@ -21,6 +21,7 @@ import anyio.lowlevel
 import numpy as np
 import pytest
 from contention import DEADLINE, held, join_threads, start_save
+from optional import needs_torch
 
 import genesis
 from genesis import aio
@@ -132,6 +133,7 @@ async def test_a_save_that_is_cancelled_while_its_memory_is_made_never_happened(
 # --- Imports --------------------------------------------------------------------------------------
 
 
+@needs_torch
 @pytest.mark.parametrize("loop", ["asyncio", "trio"])
 def test_no_call_imports_what_the_import_of_aio_can(tmp_path: Path, loop: str) -> None:
     program = f"""

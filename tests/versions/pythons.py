@@ -59,7 +59,8 @@ def of_debian(version: str, folder: Path, patchelf: str) -> str | None:
     """
     root = folder / f"debian-{version}"
     python = root / "usr" / "bin" / f"python{version}"
-    if not python.exists():
+    ready = root / "ready"
+    if not ready.exists():
         if shutil.which("apt-get") is None or not _download(version, root):
             return None
         for package in sorted((root / "archives").glob("*.deb")):
@@ -69,6 +70,7 @@ def of_debian(version: str, folder: Path, patchelf: str) -> str | None:
         arguments = ["--set-interpreter", loader, "--force-rpath", "--set-rpath", libraries]
         subprocess.run([patchelf, *arguments, python], check=True)
         _use_wheels_below(root, version)
+        ready.touch()
     return str(python)
 
 
@@ -91,6 +93,8 @@ def _download(version: str, root: Path) -> bool:
         "Dir::State::status": root / "status",
         "Dir::Cache": root,
         "APT::Install-Recommends": "0",
+        "Acquire::Retries": "1",
+        "Acquire::http::Timeout": "20",
     }
     options = [f"-o{name}={value}" for name, value in settings.items()]
     wanted = ["install", "-y", "--download-only", f"python{version}-venv"]
