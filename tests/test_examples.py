@@ -33,8 +33,8 @@ LIMIT = 300
 pytestmark = needs_torch
 
 
-def run(name: str, *args: str, folder: Path) -> str:
-    command = [sys.executable, "-W", "error", EXAMPLES / name, *args]
+def run(name: str, *args: str, folder: Path, warnings: str = "error") -> str:
+    command = [sys.executable, "-W", warnings, EXAMPLES / name, *args]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(folder.glob(".*.genesis-*")) == []
@@ -176,6 +176,15 @@ def test_async_trainer_answers_while_it_trains_and_saves(tmp_path: Path) -> None
     step, saved = re.fullmatch(r"step (\d+), loss .*, saved at step (\d+)\n", last_words).groups()
     assert step == saved
     assert genesis.validate_checkpoint(tmp_path / "latest.pth") == (True, "Checkpoint is valid")
+
+
+def test_lightning_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    # Lightning warns of its own ways.
+    output = run("lightning_trainer.py", "run", folder=tmp_path, warnings="ignore")
+    kept, end = output.splitlines()[-2:]
+    assert re.fullmatch(r"kept (epoch=\d-step=\d+\.ckpt ){2}last\.ckpt", kept)
+    assert re.fullmatch(r"step 90; the best is of epoch [45], sound and loaded", end)
 
 
 def test_demo_survives_its_kill(tmp_path: Path) -> None:
