@@ -197,18 +197,15 @@ def test_models_that_do_not_fit_are_all_named_and_nothing_is_changed() -> None:
 
 @needs_torch
 def test_a_model_may_make_an_old_state_fit() -> None:
-    model = torch.nn.Linear(2, 1)
+    class Renaming(torch.nn.Linear):  # type: ignore[misc]
+        def load_state_dict(self, state: Any) -> None:
+            super().load_state_dict({k.removeprefix("old."): v for k, v in state.items()})
+
+    model, other = torch.nn.Linear(2, 1), Renaming(2, 1)
     saved = TrainState(model=model).state_dict()
-    saved["model"] = {f"old.{name}": value + 1 for name, value in saved["model"].items()}
-
-    def renamed(_: Any, state: Any, *__: Any) -> None:
-        for name in tuple(state):
-            state[name.removeprefix("old.")] = state.pop(name)
-
-    other = torch.nn.Linear(2, 1)
-    other.register_load_state_dict_pre_hook(renamed)
+    saved["model"] = {f"old.{name}": value for name, value in saved["model"].items()}
     TrainState(model=other).load_state_dict(saved)
-    assert torch.equal(other.weight, model.weight + 1)
+    assert torch.equal(other.weight, model.weight)
 
 
 @needs_torch
