@@ -381,3 +381,38 @@ def _refuse_special(status: os.stat_result, path: str) -> None:
         )
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "this is no regular file, so it cannot be replaced", path)
+
+
+def restore(path: str, *, is_sound: Callable[[str], bool]) -> str | None:
+    """Put the first sound leftover of a checkpoint in its place: the backup, else what a killed
+    writer had finished, the newest first. What stands there is kept as ``PATH.damaged``.
+
+    Returns:
+        The path of the leftover; ``None`` where none is sound, and nothing was changed.
+
+    Raises:
+        OSError: it could not be renamed, or the directory not be synced.
+    """
+    folder, name = os.path.split(path)
+    short = _short(name, path)
+    with files.Directory(folder) as directory:
+        lock = DirectoryLock(directory, short)
+        with lock, lock:
+            lock.take()
+            start = f".{short}.genesis-"
+            left = [each for each in directory.names() if each.startswith(start)]
+            temporary = [each for each in left if _TEMPORARY.fullmatch(each)]
+            temporary.sort(key=lambda each: _modified(directory, each), reverse=True)
+            for leftover in (name + BACKUP_SUFFIX, *temporary):
+                if is_sound(directory.join(leftover)):
+                    if directory.status(name) is not None:
+                        directory.rename(name, f"{name}.damaged")
+                    directory.rename(leftover, name)
+                    directory.sync()
+                    return directory.join(leftover)
+    return None
+
+
+def _modified(directory: files.Directory, name: str) -> int:
+    status = directory.status(name)
+    return status.st_mtime_ns if status else 0
