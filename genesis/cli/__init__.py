@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typer
 
-from .. import __version__
+from .._version import __version__
 from . import convert, diff, inspect, ls, prune, recover, verify
 from .output import fails_with_a_message
 

@@ -136,7 +136,7 @@ def _write_npz(state: Any, target: Path, drop: bool) -> None:
     arrays = {name: _as_numpy(name, value) for name, value in flat(state, target, drop).items()}
 
     def write(path: str) -> None:
-        with open(path, "wb") as file:
+        with Path(path).open("wb") as file:
             np.savez(file, **arrays)
 
     _in_one_step(target, write)
