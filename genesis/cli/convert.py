@@ -8,8 +8,8 @@ from typing import Any
 
 import typer
 
-import genesis
-
+from .._load import inspect, load
+from .._save import save
 from .diff import TRUST
 from .output import say, size
 
@@ -54,7 +54,7 @@ def read(source: Path, *, trust: bool) -> Any:
         return _read_npz(source) if _is_npz(source) else _read_torch(source, trust)
     if start[8:9] == b"{":
         return _read_safetensors(source)
-    return genesis.load(source, mmap=genesis.inspect(source).writer != "", weights_only=not trust)
+    return load(source, mmap=inspect(source).writer != "", weights_only=not trust)
 
 
 def _is_npz(source: Path) -> bool:
@@ -104,7 +104,7 @@ def _nested(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_genesis(state: Any, target: Path, drop: bool) -> None:
-    genesis.save(state, target, clear=False)
+    save(state, target, clear=False)
 
 
 def _write_torch(state: Any, target: Path, drop: bool) -> None:

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-import genesis
-
+from .._load import diff
 from .output import say, show_json, show_table
 
 TRUST = typer.Option(False, "--trust", help="Let the file run code: it is from somebody you know.")
@@ -23,7 +22,7 @@ def run(
 
     Exits with 1 where they differ.
     """
-    found = genesis.diff(one, other, weights_only=not trust)
+    found = diff(one, other, weights_only=not trust)
     if as_json:
         show_json(found.to_dict())
     else:

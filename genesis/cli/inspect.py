@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-import genesis
-
+from .._load import inspect
 from .output import age, say, show_json, show_table, size
 
 
@@ -19,7 +18,7 @@ def run(
 
     Every tensor and array, plain values, the writer, metadata, and what a manager noted.
     """
-    found = genesis.inspect(file)
+    found = inspect(file)
     if as_json:
         show_json(found.to_dict())
         return

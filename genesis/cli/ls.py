@@ -7,8 +7,7 @@ from pathlib import Path
 
 import typer
 
-import genesis
-
+from ..manager import CheckpointManager
 from .output import age, say, show_json, show_table, size
 
 NAME = typer.Option("epoch_{step:06d}.pth", help="The template of the names.")
@@ -29,7 +28,7 @@ def run(
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
-    manager = genesis.CheckpointManager(folder, name=name, metric=metric, mode=mode)  # type: ignore[arg-type]
+    manager = CheckpointManager(folder, name=name, metric=metric, mode=mode)  # type: ignore[arg-type]
     found, latest, best = manager.all(), manager.latest(), manager.best()
     if as_json:
         show_json([asdict(each) for each in found])

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import typer
 
-import genesis
-from genesis.retention import BestN, Checkpoint, EveryN, LastN, Retention
-
+from .._save import remove
+from ..manager import CheckpointManager
+from ..retention import BestN, Checkpoint, EveryN, LastN, Retention
 from .ls import NAME
 from .output import say, size
 
@@ -37,7 +37,7 @@ def run(
     gone = removed(folder, reduce(or_, rules), name)
     for old in gone:
         if not dry_run:
-            genesis.remove(old)
+            remove(old)
         say(f"{'would remove' if dry_run else 'removed'} {old.path}")
     what = "would be freed" if dry_run else "freed"
     say(f"{len(gone)} checkpoints, {size(sum(each.bytes for each in gone))} {what}")
@@ -47,7 +47,7 @@ def removed(folder: Path, keep: Retention, name: str) -> list[Checkpoint]:
     """What a retention gives up of a folder."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is no folder")
-    manager = genesis.CheckpointManager(folder, name=name)
+    manager = CheckpointManager(folder, name=name)
     whole = [each for each in manager.catalogue.found() if not each.problem]
     stays = {each.path for each in (*keep.keeps(whole), *whole[-1:])}
     return [each for each in whole if each.path not in stays]

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import typer
 
-import genesis
-
+from .._load import verify
 from .._os import files
 from ..storage.local import restore
 from .output import say
@@ -21,10 +20,10 @@ def run(
     That is its backup, or what a killed save had finished. The damaged file is kept beside it, as
     PATH.damaged.
     """
-    if genesis.verify(path):
+    if verify(path):
         say(f"{path} is sound; nothing to recover")
         return
-    source = restore(files.resolve(path), is_sound=lambda each: genesis.verify(each).ok)
+    source = restore(files.resolve(path), is_sound=lambda each: verify(each).ok)
     if source is None:
         raise FileNotFoundError(f"{path}: neither a sound backup nor a finished leftover is there")
     say(f"{path} is now what was in {source}")

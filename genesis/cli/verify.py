@@ -10,8 +10,7 @@ from pathlib import Path
 import typer
 from rich.progress import Progress
 
-import genesis
-
+from .._load import verify
 from .output import err, say
 
 _ENDINGS = {".pth", ".pt", ".ckpt", ".genesis"}
@@ -32,7 +31,7 @@ def run(
         Progress(console=err, transient=True, disable=not err.is_terminal) as progress,
     ):
         shown = progress.add_task("verifying", total=len(files))
-        for file, report in zip(files, pool.map(genesis.verify, files), strict=True):
+        for file, report in zip(files, pool.map(verify, files), strict=True):
             progress.advance(shown)
             bad += not report.ok
             if report.ok and quiet:
