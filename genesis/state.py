@@ -5,12 +5,12 @@ It collects states and puts them back; it knows no file.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from . import _random, _restoring, data
 from ._arguments import what_is_held
+from ._pickle.buffers import RefusedObjectError
 
 _KEY = "train_state"
 """Where a state dict keeps what stands for the run as a whole."""
@@ -83,8 +83,8 @@ class TrainState:
         return f"TrainState({', '.join(shown)})"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise pickle.PicklingError(
-            "a TrainState is saved by what it collects: save its .state_dict()"
+        raise RefusedObjectError(
+            "a TrainState holds the objects of this run", "save its .state_dict()"
         )
 
     def state_dict(self) -> dict[str, Any]:
