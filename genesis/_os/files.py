@@ -440,6 +440,12 @@ def _acquire(lock: Callable[[], None], *, poll: bool, locked: set[int] = _LOCKED
             return True
 
 
+def has_locks(fd: int) -> bool:
+    """Whether the file system of an open file has locks: one that has none does not unlock either.
+    Not for a file that the caller has locked, which this unlocks."""
+    return sys.platform == "win32" or _acquire(lambda: fcntl.flock(fd, fcntl.LOCK_UN), poll=False)
+
+
 def unlock_file(fd: int) -> None:
     """Errors say nothing: what was done under the lock is done, and closing unlocks as well."""
     with contextlib.suppress(OSError):

@@ -13,9 +13,11 @@ from .._options import Sharded
 from .buffers import RefusedObjectError
 
 _GATHER = (
-    "gather it, with tensor.full_tensor() or with torch.distributed.checkpoint.state_dict."
-    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)), and save it on "
-    "one rank; or give each rank a path of its own and sharded='allow'"
+    "save it with torch.distributed.checkpoint and the GenesisWriter of "
+    "genesis.integrations.distributed; or gather it, with tensor.full_tensor() or with "
+    "torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True)), and save it on one rank; or give each rank a "
+    "path of its own and sharded='allow'"
 )
 
 
