@@ -11,10 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from genesis._os import files
+from genesis._os import darwin, files, windows
 from genesis._os.descriptors import Descriptor
-
-WINDOWS_LOCKED = {errno.EACCES, errno.EDEADLK}
 
 
 class WindowsError(OSError):
@@ -69,15 +67,15 @@ def test_other_errors_of_linking_are_errors(error: OSError) -> None:
 # --- Locks ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("code", sorted(WINDOWS_LOCKED))
+@pytest.mark.parametrize("code", sorted(windows.LOCKED))
 def test_a_lock_that_another_process_has_is_waited_for(code: int) -> None:
     lock = failing(OSError(code, "locked"), OSError(code, "locked"))
-    assert files._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
+    assert files._acquire(lock, poll=True, locked=windows.LOCKED)
 
 
-@pytest.mark.parametrize("code", sorted(WINDOWS_LOCKED))
+@pytest.mark.parametrize("code", sorted(windows.LOCKED))
 def test_a_lock_that_another_process_has_is_not_waited_for_unasked(code: int) -> None:
-    assert not files._acquire(failing(OSError(code, "")), poll=False, locked=WINDOWS_LOCKED)
+    assert not files._acquire(failing(OSError(code, "")), poll=False, locked=windows.LOCKED)
 
 
 @pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP])
@@ -85,12 +83,12 @@ def test_where_there_are_no_locks_nobody_waits_for_one(code: int) -> None:
     def lock() -> None:
         raise OSError(code, "no locks here")
 
-    assert not files._acquire(lock, poll=True, locked=WINDOWS_LOCKED)
+    assert not files._acquire(lock, poll=True, locked=windows.LOCKED)
 
 
 def test_an_error_that_says_neither_is_raised() -> None:
     with pytest.raises(OSError, match="broken"):
-        files._acquire(failing(OSError(errno.EIO, "broken")), poll=True, locked=WINDOWS_LOCKED)
+        files._acquire(failing(OSError(errno.EIO, "broken")), poll=True, locked=windows.LOCKED)
 
 
 def test_a_lock_of_this_system(tmp_path: Path) -> None:
@@ -115,13 +113,13 @@ HELD = [
 
 @pytest.mark.parametrize("error", HELD)
 def test_a_file_that_is_held_on_windows_is_tried_again(error: OSError) -> None:
-    files._while_held(failing(error, error), "file")
+    windows.while_held(failing(error, error), "file")
 
 
 @pytest.mark.parametrize("error", HELD[-1:])
 def test_a_file_that_stays_held_is_an_error_with_its_cure(error: OSError) -> None:
     with pytest.raises(PermissionError, match=r"open or mapped.*close it there.*'file'$") as caught:
-        files._while_held(failing(*[error] * 1000), "file")
+        windows.while_held(failing(*[error] * 1000), "file")
     assert caught.value.__cause__ is error
 
 
@@ -130,8 +128,27 @@ def test_a_file_that_stays_held_is_an_error_with_its_cure(error: OSError) -> Non
 )
 def test_what_does_not_pass_is_not_tried_again(error: OSError) -> None:
     with pytest.raises(OSError, match=r"say|said") as caught:
-        files._while_held(failing(error), "file")
+        windows.while_held(failing(error), "file")
     assert caught.value is error
+
+
+# --- Bytes in a drive's cache ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTTY, errno.ENOTSUP])
+def test_a_file_system_of_macos_without_the_full_sync_gets_the_plain_one(code: int) -> None:
+    assert darwin.is_unknown(OSError(code, ""))
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EBADF])
+def test_a_full_sync_of_macos_that_failed_is_an_error(code: int) -> None:
+    assert not darwin.is_unknown(OSError(code, ""))
+
+
+@pytest.mark.parametrize("name", ["darwin", "windows"])
+def test_what_was_not_run_says_so(name: str) -> None:
+    text = (Path(files.__file__).parent / f"{name}.py").read_text()
+    assert "nothing here has been run on" in text.split('"""')[1]
 
 
 def test_a_descriptor_that_was_interrupted_before_it_began_ends_quietly() -> None:

@@ -1,8 +1,8 @@
 """Every system call of a save, and what each platform makes of it.
 
 Nothing above this module calls `os` for a file, and no error is swallowed here that could mean a
-lost byte: what cannot be done is raised, with the path and the cure where those are known. The
-choices for macOS and Windows are written from their documentation.
+lost byte: what cannot be done is raised, with the path and the cure where those are known. What
+macOS and Windows need beside that stands in `darwin` and `windows`.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-if sys.platform == "win32":
-    import ctypes
-    import msvcrt
-else:
+if sys.platform != "win32":
     import fcntl
 
 from .._errors import NotACheckpointError
 from .._options import FilePath
+from . import darwin, windows
 from .descriptors import Descriptor
 
 _position = threading.Lock()
@@ -52,19 +50,12 @@ _UNSUPPORTED = {errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_HARD_LINKS = {errno.EPERM, errno.EMLINK, *_UNSUPPORTED}
 _NO_DIRECT_IO = {errno.EINVAL, *_UNSUPPORTED}
 _NO_DIRECTORY_SYNC = {errno.EINVAL, errno.EBADF, *_UNSUPPORTED}
-_NO_FULL_SYNC = {errno.EINVAL, errno.ENOTTY, *_UNSUPPORTED}
 _NO_FLOCK = {errno.EBADF, errno.EINVAL, errno.ENOLCK, *_UNSUPPORTED}
 _NO_OWNERS = {errno.EPERM, errno.EACCES, errno.EINVAL, *_UNSUPPORTED}
 """No permission, an owner whom this container has no number for, or a file system without."""
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG}
-_LOCKED = {errno.EAGAIN} if not _WINDOWS else {errno.EACCES, errno.EDEADLK}
+_LOCKED = windows.LOCKED if _WINDOWS else {errno.EAGAIN}
 """What a lock that does not wait gives where another process has it."""
-
-# Errors of Windows by its own numbers: several of them come as EINVAL, which says too little.
-_WINDOWS_NO_HARD_LINKS = {1, 50, 1142}
-"""ERROR_INVALID_FUNCTION (FAT, exFAT), ERROR_NOT_SUPPORTED (shares), ERROR_TOO_MANY_LINKS."""
-_WINDOWS_HELD = {5, 32, 33, 1224}
-"""ERROR_ACCESS_DENIED, ERROR_SHARING_VIOLATION, ERROR_LOCK_VIOLATION, ERROR_USER_MAPPED_FILE."""
 
 
 def resolve(path: FilePath) -> str:
@@ -282,7 +273,7 @@ class Directory:
         """Give a file another name, replacing what had it, in one step."""
         if sys.platform == "win32":
             path = self.join(new_name)
-            _while_held(lambda: _move_windows(self.join(name), path), path)
+            windows.while_held(lambda: windows.move(self.join(name), path), path)
         else:
             os.replace(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
@@ -312,7 +303,9 @@ class Directory:
     def remove(self, name: str) -> None:
         """Remove a name; no error where it is gone already."""
         with contextlib.suppress(FileNotFoundError):
-            _while_held(lambda: os.unlink(self._name(name), dir_fd=self._fd), self.join(name))
+            windows.while_held(
+                lambda: os.unlink(self._name(name), dir_fd=self._fd), self.join(name)
+            )
 
     def sync(self) -> None:
         """Make the names durable. Windows does that with the rename itself; a file system that
@@ -360,40 +353,7 @@ def _has_no_hard_links(exc: OSError) -> bool:
 
     EINVAL alone does not: on POSIX it would be our own mistake.
     """
-    return exc.errno in _NO_HARD_LINKS or _windows_error(exc) in _WINDOWS_NO_HARD_LINKS
-
-
-def _windows_error(exc: OSError) -> int | None:
-    """Windows's own number of an error; ``None`` on other systems."""
-    number: int | None = getattr(exc, "winerror", None)
-    return number
-
-
-def _while_held(call: Callable[[], None], path: str) -> None:
-    """On Windows a file that somebody has open or mapped can be neither replaced nor removed: try
-    for a second."""
-    for tries_left in reversed(range(100)):
-        try:
-            call()
-        except OSError as exc:
-            if _windows_error(exc) not in _WINDOWS_HELD:
-                raise
-            if not tries_left:
-                cure = "this file is open or mapped in a program, perhaps in this one, or may not "
-                cure += "be changed; close it there, check its permissions, or use another name"
-                raise PermissionError(errno.EACCES, cure, path) from exc
-            time.sleep(0.01)
-        else:
-            return
-
-
-def _move_windows(name: str, new_name: str) -> None:
-    """`os.replace` that returns when the move is on the medium, as far as Windows says so."""
-    if sys.platform == "win32":
-        replace_existing, write_through = 0x1, 0x8
-        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
-        if not kernel.MoveFileExW(name, new_name, replace_existing | write_through):
-            raise ctypes.WinError(ctypes.get_last_error())
+    return exc.errno in _NO_HARD_LINKS or windows.has_no_hard_links(exc)
 
 
 def _copy_bytes(source: int, target: int) -> None:
@@ -413,8 +373,7 @@ def lock_file(fd: int, *, wait: bool) -> bool:
     """Lock an open file among processes; ``False`` where its file system has no locks, or where
     another process has it and `wait` is off."""
     if sys.platform == "win32":
-        # Waiting in the system's own call ends after ten tries, and no Ctrl-C comes through.
-        return _acquire(lambda: msvcrt.locking(fd, msvcrt.LK_NBLCK, 1), poll=wait)
+        return _acquire(lambda: windows.lock(fd), poll=wait)
     flags = fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB)
     return _acquire(lambda: fcntl.flock(fd, flags), poll=False)
 
@@ -450,7 +409,7 @@ def unlock_file(fd: int) -> None:
     """Errors say nothing: what was done under the lock is done, and closing unlocks as well."""
     with contextlib.suppress(OSError):
         if sys.platform == "win32":
-            msvcrt.locking(fd, msvcrt.LK_UNLCK, 1)
+            windows.unlock(fd)
         else:
             fcntl.flock(fd, fcntl.LOCK_UN)
 
@@ -512,22 +471,9 @@ def _is_direct(fd: int) -> bool:
 def sync_file(fd: int) -> None:
     """Put a file's bytes on the medium. The first error is final: the kernel may have dropped the
     pages it could not write, and a second call would report success."""
-    if sys.platform == "darwin" and _sync_fully(fd):
+    if sys.platform == "darwin" and darwin.sync_fully(fd):
         return
     os.fsync(fd)
-
-
-def _sync_fully(fd: int) -> bool:
-    """macOS's fsync leaves bytes in the drive's cache; this asks the drive too. ``False`` where the
-    file system (a network's, say) does not know the request."""
-    if sys.platform == "darwin":
-        try:
-            fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
-        except OSError as exc:
-            if exc.errno in _NO_FULL_SYNC:
-                return False
-            raise
-    return True
 
 
 def size(fd: int) -> int:
@@ -656,4 +602,4 @@ def read(fd: int, count: int, offset: int) -> bytes:
 def remove(path: str) -> None:
     """Remove a file; no error where it is gone already."""
     with contextlib.suppress(FileNotFoundError):
-        _while_held(lambda: os.unlink(path), path)
+        windows.while_held(lambda: os.unlink(path), path)
