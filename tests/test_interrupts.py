@@ -8,15 +8,17 @@ descriptors without a lock of Python's, and blocks that are left twice.
 from __future__ import annotations
 
 import ast
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, InvalidStateError, as_completed, wait
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -24,7 +26,7 @@ from contention import DEADLINE, descriptors, run
 
 import genesis
 from genesis._os.descriptors import Descriptor
-from genesis._threads.interrupts import Doubled, Event, Thread
+from genesis._threads.interrupts import CollectorPaused, Doubled, Event, Thread
 from genesis._threads.waiting import OpenFuture
 
 PACKAGE = Path(genesis.__file__).parent
@@ -198,6 +200,42 @@ def test_the_second_leaving_does_what_the_first_did_not() -> None:
     with pytest.raises(KeyboardInterrupt, match=r"^$"), block, block:
         block.taken = True
     assert (block.taken, block.left) == (False, 2)
+
+
+def test_an_interrupt_before_any_step_leaves_the_collector_on() -> None:
+    def pause() -> None:
+        paused = CollectorPaused()
+        with paused, paused:
+            assert not gc.isenabled()
+
+    number = 0
+    while interrupted(pause, number):
+        assert gc.isenabled(), f"step {number} of Python"
+        number += 1
+    assert number > 20
+
+
+def interrupted(call: Callable[[], object], number: int) -> bool:
+    """Whether the call has so many steps of Python; it is interrupted before that one.
+
+    In functions that it calls: a step of its own is none after which a signal is looked for."""
+    steps = iter(range(number))
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        frame.f_trace_opcodes = True
+        if event == "opcode" and frame.f_code is not call.__code__ and next(steps, None) is None:
+            sys.settrace(None)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
 
 
 # Events

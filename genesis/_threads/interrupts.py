@@ -51,13 +51,19 @@ class CollectorPaused(Doubled):
 
     A load makes many objects and no garbage: looking through them again and again takes as long as
     the rest. A child that is forked meanwhile collects as its parent does otherwise.
+
+    Race: 1. it is switched off; 2. a handler raises before this entering returns; 3. a block that
+    was not entered is not left. So the first entering of the two only makes sure of the leaving.
     """
 
     def __init__(self) -> None:
         self.was_enabled = False
+        self._stands = False
 
     def __enter__(self) -> Self:
-        if gc.isenabled() and on.paused_collector:
+        if not self._stands:
+            self._stands = True
+        elif gc.isenabled() and on.paused_collector:
             self.was_enabled = True  # noted before it is not true any more
             _paused[self] = None
             gc.disable()
