@@ -151,4 +151,7 @@ class _Shared:
 
     def _next(self) -> Work | None:
         with self._lock:
-            return next(self._work, None)
+            # Not returned from here: what a tracer raises between this call and the leaving, the
+            # block would not see.
+            work = next(self._work, None)
+        return work  # noqa: RET504
