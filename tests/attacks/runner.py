@@ -83,6 +83,7 @@ def main(folder: str, *readers: str) -> None:
     path, canary = Path(folder, "hostile"), Path(folder, "canary")
     for used in (floats(), array((4,))):
         _load_file(stream(used), path)
+    _load_foreign_file(pickle.dumps([1]), path)
     _warm_up()
     _limit_memory()
     sys.addaudithook(_note)
