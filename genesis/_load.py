@@ -109,7 +109,8 @@ def load_into(
         weights_only: as for `load`.
 
     Raises:
-        ValueError: names, shapes or dtypes differ. Every difference is named, nothing was changed.
+        ValueError: names, shapes or dtypes differ, or a target takes no elements (one on the device
+            meta, an expanded one, a read-only one). All of it is named, nothing was changed.
         TypeError: `into` holds something that cannot be filled.
         KeyError: there is no such part. Otherwise as `load`.
     """

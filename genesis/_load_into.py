@@ -13,14 +13,13 @@ from typing import Any
 from ._arguments import has_state_dict, what_is_held
 from ._pickle import sketch
 
-_SHOWN = 20
-
 
 def fill(into: Any, state: Any, file_path: str) -> None:
     """Copy a loaded state into a module's tensors, or into a dict of tensors and arrays.
 
     Raises:
-        ValueError: names, shapes or dtypes differ; every difference is named, nothing is changed.
+        ValueError: names, shapes or dtypes differ, or a target takes no elements; all of it is
+            named, nothing is changed.
         TypeError: `into` is neither, or holds what cannot be filled in place.
     """
     targets = _targets(into)
@@ -29,8 +28,7 @@ def fill(into: Any, state: Any, file_path: str) -> None:
         raise ValueError(f"{file_path} holds another state: {what_is_held(state)}")
     problems = [*_differences(found, wanted)]
     if problems:
-        more = len(problems) - _SHOWN
-        listed = "; ".join(problems[:_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+        listed = "; ".join(problems)
         raise ValueError(f"{file_path} does not fit, and nothing was changed: {listed}")
     for path, target in wanted.items():
         _copy(target, found[path])
@@ -85,6 +83,8 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
         elif here != there:
             described = "no tensor or array" if there is None else f"{there[1]} of {there[0]}"
             yield f"{path} is {here[1]} of {here[0]}, in the file {described}"
+        elif why := _refusal(wanted[path]):
+            yield f"{path} {why}"
     for path in found:
         if path not in wanted:
             yield f"{path} is in the file alone"
@@ -95,6 +95,23 @@ def _look(thing: Any) -> tuple[tuple[int, ...], str] | None:
     if not hasattr(thing, "shape") or not (hasattr(thing, "copy_") or _is_numpy(thing)):
         return None
     return tuple(thing.shape), str(thing.dtype).removeprefix("torch.")
+
+
+def _refusal(target: Any) -> str:
+    """Why a target would refuse its elements, or lose them; ``""`` if it takes them. Asked before
+    the first copy, for a copy that fails would leave the targets before it changed."""
+    if _is_numpy(target):
+        return "" if target.flags.writeable else "is read-only"
+    if target.is_meta:
+        return "is on the device meta, which holds no elements: use to_empty(device=...) first"
+    steps = zip(target.shape, target.stride(), strict=True) if _is_strided(target) else ()
+    if any(length > 1 and step == 0 for length, step in steps):
+        return "is expanded, so that elements share their memory: clone it first"
+    return ""
+
+
+def _is_strided(tensor: Any) -> bool:
+    return str(tensor.layout) == "torch.strided"
 
 
 def _is_numpy(thing: Any) -> bool:

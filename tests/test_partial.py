@@ -227,6 +227,31 @@ def test_every_difference_is_named_and_nothing_changed(tmp_path: Path) -> None:
         genesis.load_into(tmp_path / "f", torch.optim.Adam([torch.ones(1)]))
 
 
+@needs_torch
+def test_none_of_many_differences_is_left_out(tmp_path: Path) -> None:
+    genesis.save({f"w{n}": torch.ones(2) for n in range(50)}, tmp_path / "f")
+    with pytest.raises(ValueError, match="nothing was changed") as caught:
+        genesis.load_into(tmp_path / "f", {f"w{n}": torch.zeros(3) for n in range(50)})
+    assert str(caught.value).count("in the file float32 of (2,)") == 50
+
+
+@needs_torch
+def test_a_target_that_takes_no_elements_is_named_before_anything_is_changed(
+    tmp_path: Path,
+) -> None:
+    genesis.save({name: torch.ones(2, 3) for name in "abc"} | {"d": np.ones(2)}, tmp_path / "f")
+    into = {
+        "a": torch.zeros(2, 3),
+        "b": torch.zeros(2, 3, device="meta"),
+        "c": torch.zeros(3).expand(2, 3),
+        "d": np.zeros(2),
+    }
+    into["d"].flags.writeable = False
+    with pytest.raises(ValueError, match=r"b is on the device meta.*c is expanded.*d is read-only"):
+        genesis.load_into(tmp_path / "f", into)
+    assert not into["a"].any()
+
+
 # inspect
 
 
