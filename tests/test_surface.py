@@ -139,7 +139,8 @@ def test_nothing_but_submodules_is_public_beside_all(module: types.ModuleType) -
     others = public - set(module.__all__)
     assert all(inspect.ismodule(getattr(module, name)) for name in others), others
     assert others <= {
-        "aio", "cli", "data", "integrations", "manager", "nn", "optim", "retention", "state", "storage",
+        "aio", "cli", "data", "integrations", "manager", "nn", "optim", "retention", "state",
+        "storage",
     }  # fmt: skip
 
 
