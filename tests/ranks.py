@@ -23,10 +23,10 @@ dist.destroy_process_group()
 """
 
 
-def start(program: str, folder: Path, ranks: int) -> list[subprocess.Popen[str]]:
-    """The ranks of a job, by their number."""
+def run(program: str, folder: Path, ranks: int = 2) -> list[str]:
+    """What each rank printed; raises if one of them failed."""
     text = _BEGIN.format(folder=str(folder)) + program + _END
-    return [
+    started = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", "-c", text],
             env={**os.environ, "RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"},
@@ -37,11 +37,6 @@ def start(program: str, folder: Path, ranks: int) -> list[subprocess.Popen[str]]
         )
         for rank in range(ranks)
     ]
-
-
-def run(program: str, folder: Path, ranks: int = 2) -> list[str]:
-    """What each rank printed; raises if one of them failed."""
-    started = start(program, folder, ranks)
     done = [process.communicate(timeout=300) for process in started]
     for process, (_, errors) in zip(started, done, strict=True):
         assert process.returncode == 0, errors

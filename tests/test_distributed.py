@@ -1,20 +1,21 @@
 """torch.distributed.checkpoint over genesis: real ranks, over gloo, on the CPU.
 
-To start ranks takes long, so one job of each size runs all the programs; the damage and the
-leftovers are looked at in this process, of one rank.
+One job of each size runs all the programs; the damage and the leftovers are looked at in this
+process, of one rank.
 """
 
 from __future__ import annotations
 
+import json
 import random
-import signal
-import time
+import subprocess
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ranks
 from contention import Script
 
 import genesis
@@ -33,15 +34,7 @@ from genesis.integrations.distributed import GenesisReader, GenesisWriter  # noq
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 BEGIN = """
-import resource, signal, warnings
-warnings.simplefilter("ignore")
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
-from genesis.integrations.distributed import GenesisReader, GenesisWriter
-
+import resource, signal
 mesh = init_device_mesh("cpu", (world,))
 
 def whole(step):
@@ -222,22 +215,46 @@ for name, program in programs.items():
 """
 
 
+class Jobs:
+    """Starts ranks quickly: they are forked from a process that has imported torch."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def run(
+        self, program: str, folder: Path, number: int, kill_after: float | None = None
+    ) -> list[str]:
+        """The lines that the ranks printed."""
+        print(json.dumps([program, str(folder), number, kill_after]), file=self._process.stdin)
+        return json.loads(self._process.stdout.readline())
+
+
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders that one rank (``one``), four (``four``, ``fsdp``) and two (``two``) have saved."""
+def jobs() -> Iterator[Jobs]:
+    command = [sys.executable, Path(__file__).with_name("forked_ranks.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as process:
+        yield Jobs(process)
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, jobs: Jobs) -> Path:
+    """Folders that one rank (``one``) and four (``four``, ``fsdp``) have saved."""
     folder = tmp_path_factory.mktemp("shared")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         save(folder / "one", 1)
     program = f"shared = {str(folder)!r}\n{BEGIN}\n{FOUR}"
-    ranks.run(program, tmp_path_factory.mktemp("four"), 4)
+    assert jobs.run(program, tmp_path_factory.mktemp("four"), 4) == []
     return folder
 
 
 @pytest.fixture(scope="module")
-def failures(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+def failures(shared: Path, jobs: Jobs, tmp_path_factory: pytest.TempPathFactory) -> str:
     program = f"shared = {str(shared)!r}\n{BEGIN}\nprograms = {TWO!r}\n{EACH}"
-    return "\n".join(ranks.run(program, tmp_path_factory.mktemp("two"), 2))
+    return "".join(jobs.run(program, tmp_path_factory.mktemp("two"), 2))
 
 
 @pytest.mark.parametrize("name", TWO)
@@ -380,13 +397,6 @@ def test_only_what_is_saved_goes_to_the_file(tmp_path: Path) -> None:
 
 
 KILLED = """
-import warnings
-warnings.simplefilter("ignore")
-import torch.distributed.checkpoint as dcp
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
-from genesis.integrations.distributed import GenesisWriter
-
 mesh = init_device_mesh("cpu", (world,))
 for step in range(start, 1_000_000):
     rows = distribute_tensor(torch.full((world, 50_000), float(step)), mesh, [Shard(0)])
@@ -396,47 +406,33 @@ for step in range(start, 1_000_000):
 """
 
 
-def kill_at_random(folder: Path, path: Path, number: int, chance: random.Random) -> None:
-    """One job of `number` ranks that saves, of which one rank dies in the middle of it."""
-    start = state_of_kills(path)[0] + 1 if path.exists() else 0
-    program = f"path = {str(path)!r}; start = {start}\n{KILLED}"
-    job = ranks.start(program, folder, number)
-    try:
-        said = iter(job[0].stdout.readline, "")
-        seen = [int(next(said)) for _ in range(2)]
-        time.sleep(chance.random() * 0.05)
-        job[chance.randrange(number)].send_signal(signal.SIGKILL)
-        seen += [int(line) for line in said]
-    finally:
-        for process in job:
-            process.kill()
-            process.communicate()
-    step, files = state_of_kills(path)
-    assert step in (seen[-1], seen[-1] + 1)
-    assert files >= number
-
-
-def state_of_kills(path: Path) -> tuple[int, int]:
-    names = parts(path)
-    number = len(genesis.load_metadata(path / "metadata.pth")["files"])
+def step_of(path: Path, number: int) -> int:
     found = {"rows": torch.zeros(number, 50_000), "step": -1}
     dcp.load(found, storage_reader=GenesisReader(path))
-    assert found["rows"].unique().tolist() == [float(found["step"])]
-    return found["step"], len(names)
+    step: int = found["step"]
+    assert found["rows"].unique().tolist() == [float(step)]
+    return step
 
 
 @pytest.mark.parametrize(
     ("number", "rounds"),
     [
-        (2, 2),
+        (2, 4),
         pytest.param(2, 60, marks=pytest.mark.torture),
         pytest.param(4, 40, marks=pytest.mark.torture),
     ],
 )
 def test_a_killed_rank_leaves_the_old_checkpoint_or_the_new_one(
-    tmp_path: Path, number: int, rounds: int
+    tmp_path: Path, jobs: Jobs, number: int, rounds: int
 ) -> None:
-    chance = random.Random(f"{number} {rounds}")
+    path, start, chance = tmp_path / "run", 0, random.Random(number)
     for each in range(rounds):
         (folder := tmp_path / str(each)).mkdir()
-        kill_at_random(folder, tmp_path / "run", number, chance)
+        program = f"path = {str(path)!r}; start = {start}\n{KILLED}"
+        said = jobs.run(program, folder, number, chance.random() * 0.05)
+        last = max(int(line) for line in said if line.strip().isdigit())
+        step = step_of(path, number)
+        assert step in (last, last + 1), said
+        start = step + 1
+    save(path, 0)
+    assert len(parts(path)) == 1  # whatever the dead had left
