@@ -25,7 +25,7 @@ from ._options import (
     check_names,
     spelled_out,
 )
-from ._os import files
+from .storage.places import resolve
 
 
 @spelled_out(LoadChoices)
@@ -68,7 +68,7 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
 
 def _settled(file_path: FilePath) -> str:
     """The real path of a file, once every background save of it that is under way has ended."""
-    path = files.resolve(file_path)
+    path = resolve(file_path)
     scheduler.settle(path)
     return path
 

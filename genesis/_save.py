@@ -23,7 +23,7 @@ from ._options import (
     check_names,
     spelled_out,
 )
-from ._os import files
+from .storage.places import resolve
 
 
 @overload
@@ -122,7 +122,7 @@ def make_request(
     """
     check_names(options, SaveChoices)
     refuse_swapped(state, file_path)
-    path = files.resolve(file_path)
+    path = resolve(file_path)
     clear = options.get("clear")
     clearing = Clearing(state, path, wanted=not background if clear is None else clear)
 
@@ -233,7 +233,7 @@ def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
 
 def removal(file_path: FilePath) -> Turn:
     """A place among the saves of a path, not taken yet."""
-    return scheduler.turns.turn(files.resolve(file_path))
+    return scheduler.turns.turn(resolve(file_path))
 
 
 def remove_in_turn(turn: Turn, *, missing_ok: bool) -> None:

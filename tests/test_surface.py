@@ -141,6 +141,7 @@ def test_nothing_but_submodules_is_public_beside_all(module: types.ModuleType) -
     assert others <= {
         "aio", "cli", "data", "integrations", "manager", "nn", "optim", "retention", "state",
         "storage",
+        "testing",
     }  # fmt: skip
 
 

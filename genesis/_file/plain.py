@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from functools import partial
 from typing import Any, NoReturn
 
 from .._errors import NotACheckpointError, RebuildError
 from .._os import files
 from .._pickle import loading, whereabouts
+from ..storage.protocols import Source
 from . import kinds
 
 _OF_DISORDER = pickle.UnpicklingError, EOFError, IndexError
@@ -22,7 +22,7 @@ _OF_DISORDER = pickle.UnpicklingError, EOFError, IndexError
 _OPCODES = frozenset(ord(opcode.code) for opcode in pickletools.opcodes)
 
 
-def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = None) -> Any:
+def load_pickle(path: str, source: Source, *, weights_only: bool, map_location: Any = None) -> Any:
     """Unpickle an open file, with dill, which reads both kinds. `path` is for messages, the
     rest as for `genesis.load`.
 
@@ -31,7 +31,7 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
         RebuildError: an object in it cannot be built.
         UnsafeLoadError: `weights_only` refused something in it.
     """
-    stream = read_pickle(path, fd)
+    stream = read_pickle(path, source)
     if weights_only:
         from .. import _safe
 
@@ -46,24 +46,24 @@ def load_pickle(path: str, fd: int, *, weights_only: bool, map_location: Any = N
         raise NotACheckpointError(path, problem) from cause
 
 
-def read_pickle(path: str, fd: int) -> bytes:
+def read_pickle(path: str, source: Source) -> bytes:
     """The bytes of an open file that is one whole pickle. Raises as `load_pickle`."""
-    size = files.size(fd)
+    size = source.size()
     if not size:
         raise NotACheckpointError(path, "the file is empty", 0)
-    start = refuse_other_kinds(path, fd)
+    start = refuse_other_kinds(path, source)
     if start[0] not in _OPCODES:
         raise NotACheckpointError(path, f"not a pickle (it begins with {start[:1]!r})", 0)
-    _check_form(path, fd, start)
-    return files.read(fd, size, 0)
+    _check_form(path, source, start)
+    return source.read(size, 0)
 
 
-def refuse_other_kinds(path: str, fd: int) -> bytes:
+def refuse_other_kinds(path: str, source: Source) -> bytes:
     """Refuse files of other programs by name, before they are read to the end; return how any
     other file begins."""
-    size = files.size(fd)
-    start = files.read(fd, kinds.LOOKED_AT, 0)
-    end = files.read(fd, kinds.LOOKED_AT, max(size - kinds.LOOKED_AT, 0))
+    size = source.size()
+    start = source.read(kinds.LOOKED_AT, 0)
+    end = source.read(kinds.LOOKED_AT, max(size - kinds.LOOKED_AT, 0))
     if kind := kinds.of_file(start, end, size):
         raise NotACheckpointError(path, kind.problem, 0, kind.hint)
     return start
@@ -75,14 +75,14 @@ def refuse_folder(path: str) -> NoReturn:
     raise NotACheckpointError(path, kind.problem, hint=kind.hint)
 
 
-def _check_form(path: str, fd: int, start: bytes) -> None:
+def _check_form(path: str, source: Source, start: bytes) -> None:
     # Not with this module: it is a fifth of what `import genesis` would take.
     from .._safe.form import end_of_pickle
     from .._safe.machine import MalformedError
 
-    size = files.size(fd)
+    size = source.size()
     try:
-        end = end_of_pickle(partial(files.read, fd), size)
+        end = end_of_pickle(source.read, size)
     except MalformedError as exc:
         problem, position = exc.args
         raise _no_pickle(path, f"not a pickle ({problem})", position, start) from exc

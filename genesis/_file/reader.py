@@ -30,7 +30,10 @@ from .._pickle import dumping, loading, sketch
 from .._pickle.region import ApartRegion, Region
 from .._public import level_of_caller
 from .._threads import companions
+from ..storage import places
+from ..storage.folder import FileSource
 from ..storage.local import BACKUP_SUFFIX
+from ..storage.protocols import Source
 from . import layout
 from .plain import load_pickle, read_pickle, refuse_folder, refuse_other_kinds
 
@@ -40,7 +43,7 @@ class Opened:
     """An open genesis file whose trailer is checked, and whose chunks are not."""
 
     path: str
-    fd: int
+    source: Source
     footer: layout.Footer
     digests: tuple[int, ...]
     index: layout.Index
@@ -62,7 +65,7 @@ class Opened:
     def read(self, number: int, target: memoryview) -> memoryview:
         """Read a chunk to the start of `target`; return the part that was filled."""
         low, high = self.chunk_span(number)
-        return target[: files.read_into(self.fd, target[: high - low], low)]
+        return target[: self.source.read_into(target[: high - low], low)]
 
 
 def load(path: str, choices: LoadChoices) -> Any:
@@ -100,12 +103,12 @@ def _recovered(state: Any, what: str) -> Any:
 
 def _load_one(path: str, choices: LoadChoices) -> Any:
     map_location = choices.map_location
-    with _reading(path) as fd:
+    with _reading(path) as source:
         try:
-            opened = open_file(path, fd)
+            opened = open_file(path, source)
         except NotACheckpointError:
             weights_only = choices.weights_only
-            return load_pickle(path, fd, weights_only=weights_only, map_location=map_location)
+            return load_pickle(path, source, weights_only=weights_only, map_location=map_location)
         if choices.mmap:
             memory = _mapped(opened, verify=bool(choices.verify))
         else:
@@ -140,8 +143,8 @@ def _load_part(path: str, choices: LoadChoices) -> Any:
     """The part of a state that `only` asks for, by itself where that can be told from the rest."""
     assert choices.only is not None
     if not (choices.mmap or choices.weights_only):
-        with _reading(path) as fd, suppress(NotACheckpointError, sketch.SketchError):
-            return _read_part(open_file(path, fd), choices.only, choices)
+        with _reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
+            return _read_part(open_file(path, source), choices.only, choices)
     return sketch.chosen(_load_one(path, choices), choices.only)
 
 
@@ -189,39 +192,42 @@ def _discard_between(region: ApartRegion, spans: list[tuple[int, int]], size: in
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[int]:
-    """`_os.files.reading`, with an error for a folder that says what it is a checkpoint of."""
+def _reading(path: str) -> Iterator[Source]:
+    """`storage.places.reading`, with an error for a folder that says what it is a checkpoint of."""
     try:
-        with files.reading(path) as fd:
-            yield fd
+        with places.reading(path) as source:
+            yield source
     except IsADirectoryError as exc:
         if exc.filename != path:
             raise
         refuse_folder(path)
 
 
-def open_file(path: str, fd: int) -> Opened:
+def open_file(path: str, source: Source) -> Opened:
     """Check the ends and the trailer of an open file.
 
     Raises:
         CorruptCheckpointError: they are damaged.
         NotACheckpointError: it is no genesis file.
     """
-    size = files.size(fd)
-    start = files.read(fd, layout.HEADER_SIZE, 0)
-    end = files.read(fd, layout.FOOTER_SIZE, max(size - layout.FOOTER_SIZE, 0))
+    size = source.size()
+    start = source.read(layout.HEADER_SIZE, 0)
+    end = source.read(layout.FOOTER_SIZE, max(size - layout.FOOTER_SIZE, 0))
     if not layout.is_ours(start, end):
         raise NotACheckpointError(path, "this is not a genesis file", 0)
     footer = layout.decode_footer(path, end, size)
-    body = files.read(fd, footer.trailer_size, footer.stream_size)
+    body = source.read(footer.trailer_size, footer.stream_size)
     digests, index = layout.decode_trailer(path, footer, body)
-    return Opened(path, fd, footer, digests, index, layout.data_size(path, start, footer))
+    return Opened(path, source, footer, digests, index, layout.data_size(path, start, footer))
 
 
 def _copied(opened: Opened, *, verify: bool) -> _mmap.mmap:
     """The stream in fresh memory."""
     memory = private_memory(opened.footer.stream_size)
-    filler = Filler(memory, opened.fd, opened.footer.chunk_size)
+    if not isinstance(opened.source, FileSource):
+        _read_chunks(opened, range(opened.chunks), memory, verify=verify)
+        return memory
+    filler = Filler(memory, opened.source.fd, opened.footer.chunk_size)
     with filler, filler:
         _read_chunks(opened, range(opened.chunks), memory, verify=verify, fill=filler.fill)
     return memory
@@ -254,8 +260,10 @@ def _read_chunks(
 def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
     """The stream as a private mapping of the file: pages come when they are touched, and writing
     to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
+    if not isinstance(opened.source, FileSource):
+        return _copied(opened, verify=True)
     footer = opened.footer
-    memory = _mmap.mmap(opened.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
+    memory = _mmap.mmap(opened.source.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
     stream = memoryview(memory)
     end_of_data = layout.HEADER_SIZE + opened.data_size
     first = 0 if verify else end_of_data // footer.chunk_size
@@ -286,7 +294,7 @@ def _split(
     return region, view[start:], lambda low, high: region.discard(start + low, start + high)
 
 
-def verify(path: str, fd: int) -> tuple[Opened, bytes]:
+def verify(path: str, source: Source) -> tuple[Opened, bytes]:
     """Check every byte of an open genesis file with little memory; unpickle nothing.
 
     Returns:
@@ -296,17 +304,17 @@ def verify(path: str, fd: int) -> tuple[Opened, bytes]:
         CorruptCheckpointError: it is damaged.
         NotACheckpointError: it is no genesis file.
     """
-    opened = open_file(path, fd)
+    opened = open_file(path, source)
     footer = opened.footer
     buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
     for number in range(opened.chunks):
         opened.check(number, opened.read(number, buffer))
     end = layout.HEADER_SIZE + opened.data_size
-    start = files.read(fd, layout.HEADER_SIZE, 0)
-    between = files.read(fd, footer.skeleton_offset - end, end)
+    start = source.read(layout.HEADER_SIZE, 0)
+    between = source.read(footer.skeleton_offset - end, end)
     layout.check_header(path, start, between, footer)
     size = footer.stream_size - footer.skeleton_offset
-    return opened, files.read(fd, size, footer.skeleton_offset)
+    return opened, source.read(size, footer.skeleton_offset)
 
 
 def outline(path: str) -> Any:
@@ -316,11 +324,11 @@ def outline(path: str) -> Any:
     """
     from .. import _safe
 
-    with _reading(path) as fd:
+    with _reading(path) as source:
         try:
-            opened, skeleton = verify(path, fd)
+            opened, skeleton = verify(path, source)
         except NotACheckpointError:
-            return _safe.outline(read_pickle(path, fd), path=path)
+            return _safe.outline(read_pickle(path, source), path=path)
     return _safe.outline(
         skeleton,
         path=path,
@@ -335,11 +343,11 @@ def contents(path: str) -> tuple[int, layout.Index | None, Any]:
     `verify`."""
     from .. import _safe
 
-    with _reading(path) as fd:
+    with _reading(path) as source:
         try:
-            opened = open_file(path, fd)
+            opened = open_file(path, source)
         except NotACheckpointError:
-            return files.size(fd), None, _safe.outline(read_pickle(path, fd), path=path)
+            return source.size(), None, _safe.outline(read_pickle(path, source), path=path)
         memory = private_memory(opened.footer.stream_size)
         _read_chunks(opened, _around_data(opened), memory, verify=True)
     _, skeleton, _ = _split(opened, memory, mapped=True)
@@ -355,11 +363,11 @@ def contents(path: str) -> tuple[int, layout.Index | None, Any]:
 def metadata(path: str) -> dict[str, Any]:
     """What a save was given as metadata; of the file only header, footer and index are read. Raises
     as `verify`."""
-    with _reading(path) as fd:
+    with _reading(path) as source:
         try:
-            return open_file(path, fd).index.metadata
+            return open_file(path, source).index.metadata
         except NotACheckpointError as exc:
-            refuse_other_kinds(path, fd)
+            refuse_other_kinds(path, source)
             hint = "only genesis.save stores metadata; genesis.load reads plain pickles too"
             raise NotACheckpointError(path, exc.problem, 0, hint) from None
 
@@ -386,14 +394,14 @@ def holds_something(path: str, part: str | None = None) -> bool:
 
 def _is_blank(path: str) -> bool:
     """Whether a file has no bytes at all, as one that was made to reserve its name."""
-    with _reading(path) as fd:
-        return files.size(fd) == 0
+    with _reading(path) as source:
+        return source.size() == 0
 
 
 def _has_arrays(path: str) -> bool:
     """Whether a file that genesis wrote holds bytes of any array. Reads its ends only."""
-    with _reading(path) as fd, suppress(NotACheckpointError):
-        return open_file(path, fd).data_size > 0
+    with _reading(path) as source, suppress(NotACheckpointError):
+        return open_file(path, source).data_size > 0
     return False
 
 
@@ -406,15 +414,15 @@ def _is_more(held: Any, part: str | None) -> bool:
 def is_sound(path: str) -> bool:
     """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
     try:
-        with _reading(path) as fd:
-            _check_any(path, fd)
+        with _reading(path) as source:
+            _check_any(path, source)
     except (OSError, CorruptCheckpointError):
         return False
     return True
 
 
-def _check_any(path: str, fd: int) -> None:
+def _check_any(path: str, source: Source) -> None:
     try:
-        verify(path, fd)
+        verify(path, source)
     except NotACheckpointError:
-        read_pickle(path, fd)
+        read_pickle(path, source)

@@ -29,6 +29,7 @@ from .._threads.interrupts import Doubled
 from .._tuning import on
 from .._version import __version__
 from ..storage.local import Replacement
+from ..storage.places import Elsewhere, replacement
 from . import layout
 from .reader import is_sound
 
@@ -70,6 +71,9 @@ def give_back(arena: Arena) -> None:
 def _wait_for_idleness() -> None:
     if arenas.size > _IDLE_FROM:
         idle.note()
+
+
+_Place = Replacement | Elsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +131,7 @@ def save(path: str, job: Job) -> Written:
         DurabilityUnknownError: it was written, and may not outlive a power cut.
     """
     size = min(2 * _WINDOW, align(job.size, files.BLOCK))
-    place = Replacement(path, is_sound=is_sound)
+    place = replacement(path, is_sound=is_sound)
     with place, place, arenas.borrow(size) as arena:
         place.begin()
         _wait_for_room(place, job)
@@ -195,7 +199,7 @@ def _may_change_and_is_small(piece: Piece) -> bool:
 
 def save_staged(path: str, job: Job, arena: Arena) -> Written:
     """Write a state that stands in an arena, complete but for the skeleton. Raises as `save`."""
-    place = Replacement(path, is_sound=is_sound)
+    place = replacement(path, is_sound=is_sound)
     with place, place:
         place.begin()
         _wait_for_room(place, job)
@@ -211,14 +215,14 @@ def remove(path: str) -> bool:
     """Remove a file, its backup and what killed writers left of it; ``False`` where neither file
     nor backup was there."""
     try:
-        place = Replacement(path, is_sound=is_sound)
+        place = replacement(path, is_sound=is_sound)
     except FileNotFoundError:
         return False  # nor is its directory
     with place, place:
         return place.remove()
 
 
-def _commit(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> Written:
+def _commit(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -> Written:
     began = time.perf_counter()
     size = _write(place, job, windows)
     written = time.perf_counter()
@@ -252,12 +256,12 @@ def reset_after_fork() -> None:
     arenas.reset_after_fork()
 
 
-def _wait_for_room(place: Replacement, job: Job) -> None:
+def _wait_for_room(place: _Place, job: Job) -> None:
     if _freeing is not None and place.room() < job.size + _SPARE:
         _freeing.wait()
 
 
-def _write(place: Replacement, job: Job, windows: Iterator[tuple[int, memoryview]]) -> int:
+def _write(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -> int:
     """Checksum and write each window, one behind the other; return the size of the file.
 
     Whole blocks are written directly where that is possible, the tail with the trailer through the

@@ -16,8 +16,8 @@ from .._engine.scheduler import Request, Task, scheduler
 from .._file import writer
 from .._inspect import Report
 from .._options import FilePath, LoadChoices, LoadOptions, SaveChoices, SaveOptions, spelled_out
-from .._os import files
 from .._threads.waiting import OpenFuture
+from ..storage.places import resolve
 from . import _bridge
 
 
@@ -88,7 +88,7 @@ async def save_checkpoint(
 @spelled_out(LoadChoices)
 async def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
     """`genesis.load` on a thread. Cancelling returns at once and drops what is loaded."""
-    path = files.resolve(file_path)  # now: another task may change the working directory meanwhile
+    path = resolve(file_path)  # now: another task may change the working directory meanwhile
     return await _bridge.call(partial(_load.load, path, **options))
 
 
@@ -100,12 +100,12 @@ async def load_checkpoint(file_path: FilePath, **options: Unpack[LoadOptions]) -
 
 async def inspect(file_path: FilePath) -> Contents:
     """`genesis.inspect` on a thread."""
-    return await _bridge.call(partial(_load.inspect, files.resolve(file_path)))
+    return await _bridge.call(partial(_load.inspect, resolve(file_path)))
 
 
 async def diff(one: FilePath, other: FilePath, *, weights_only: bool = True) -> Difference:
     """`genesis.diff` on a thread."""
-    paths = files.resolve(one), files.resolve(other)
+    paths = resolve(one), resolve(other)
     return await _bridge.call(partial(_load.diff, *paths, weights_only=weights_only))
 
 
@@ -113,14 +113,14 @@ async def load_into(
     file_path: FilePath, into: Any, *, part: str | None = None, weights_only: bool = False
 ) -> None:
     """`genesis.load_into` on a thread. A call that was cancelled may still fill afterwards."""
-    path = files.resolve(file_path)
+    path = resolve(file_path)
     call = partial(_load.load_into, path, into, part=part, weights_only=weights_only)
     await _bridge.call(call)
 
 
 async def load_metadata(file_path: FilePath) -> dict[str, Any]:
     """`genesis.load_metadata` on a thread."""
-    return await _bridge.call(partial(_load.load_metadata, files.resolve(file_path)))
+    return await _bridge.call(partial(_load.load_metadata, resolve(file_path)))
 
 
 async def remove(file_path: FilePath, *, missing_ok: bool = False) -> None:
@@ -169,14 +169,14 @@ async def validate_checkpoint(file_path: FilePath) -> tuple[bool, str]:
 
 async def verify(file_path: FilePath) -> Report:
     """`genesis.verify` on a thread."""
-    return await _bridge.call(partial(_load.verify, files.resolve(file_path)))
+    return await _bridge.call(partial(_load.verify, resolve(file_path)))
 
 
 def _resolved(file_path: FilePath) -> FilePath:
     """The real path of now, since another task may change the working directory meanwhile. A path
     that cannot be resolved stays as it is: the plain call says why, in its own way."""
     with suppress(OSError, ValueError, TypeError):
-        return files.resolve(file_path)
+        return resolve(file_path)
     return file_path
 
 

@@ -16,6 +16,7 @@ from .._file import reader
 from .._options import FilePath
 from .._os import files
 from .._os.descriptors import Descriptor
+from ..storage.folder import FileSource
 from . import _bridge
 
 with suppress(ImportError):  # which trio does without
@@ -43,7 +44,7 @@ def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncGenerator[
 
 async def _stream(path: str, chunk_size: int) -> AsyncGenerator[bytes, None]:
     async with _descriptor(path) as fd, _open(fd) as file:
-        opened = await _bridge.call(partial(reader.open_file, path, fd))
+        opened = await _bridge.call(partial(reader.open_file, path, FileSource(fd)))
         for number in range(opened.chunks):
             low, high = opened.chunk_span(number)
             chunk = await file.read(high - low)

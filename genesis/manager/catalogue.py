@@ -14,6 +14,7 @@ from .._file.layout import Mark
 from .._os import files
 from .._os.descriptors import Descriptor
 from ..retention import Checkpoint, by_writing
+from ..storage.folder import FileSource
 from .names import Names
 
 _KEPT = 1000
@@ -73,7 +74,7 @@ def _read_ends(folder: files.Directory, name: str) -> tuple[Mark, str]:
     file, path = Descriptor(), folder.join(name)
     try:
         folder.open_for_reading(file, name)
-        return reader.open_file(path, file.number).index.mark, ""
+        return reader.open_file(path, FileSource(file.number)).index.mark, ""
     except CorruptCheckpointError as exc:
         return Mark(), exc.problem
     except OSError as exc:  # a symlink, or not for us to read
