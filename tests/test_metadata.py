@@ -164,3 +164,8 @@ def test_a_number_without_a_value_is_named(path: Path) -> None:
     with pytest.raises(TypeError, match=r"metadata\['best'\] is masked, so it has no value"):
         genesis.save({}, path, clear=False, metadata={"best": np.ma.masked})
     assert not path.exists()
+
+
+def test_a_key_of_more_digits_than_python_writes_is_named(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"metadata\['a'\] has more than 10,000 bits"):
+        genesis.save({}, path, clear=False, metadata={"a": {10**5000: 1}})

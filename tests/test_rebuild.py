@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections
 import pickle
+import subprocess
 import sys
 import types
 import warnings
@@ -233,3 +234,23 @@ def test_a_device_that_is_not_there_has_a_cure(path: Path, where: Any) -> None:
         genesis.RebuildError, match=r"'nonsense'.*; load it with map_location='cpu'"
     ):
         genesis.load(path, map_location=where)
+
+
+def test_the_place_of_an_object_whose_class_was_saved_by_value(path: Path) -> None:
+    script = """
+import sys, genesis
+class Needing:
+    def __getstate__(self):
+        return {"x": 1}
+    def __setstate__(self, state):
+        raise FileNotFoundError(2, "No such file", "vocabulary")
+genesis.save({"t": [1, Needing()]}, sys.argv[1], clear=False)
+try:
+    genesis.load(sys.argv[1])
+except genesis.RebuildError as exc:
+    print(exc.place, exc.name or "by value")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "['t'][1] by value\n", done.stderr

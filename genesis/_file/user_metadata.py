@@ -120,7 +120,7 @@ def _key(key: Any, place: list[str | int]) -> str:
     if isinstance(key, bool) or key is None:
         return {True: "true", False: "false", None: "null"}[key]
     if isinstance(key, int):
-        return int.__repr__(key)
+        return int.__repr__(_int(key, place))
     if isinstance(key, float) and math.isfinite(key):
         return float.__repr__(key)
     raise TypeError(f"{_named(place)} has the key {key!r:.80} of {_kind(key)}; {_CURE}")

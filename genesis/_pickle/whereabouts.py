@@ -67,8 +67,11 @@ def find(skeleton: Any, memo_size: int, memo_before: int, error: BaseException) 
         return Whereabouts()
     if not events:
         return Whereabouts()
-    _name, node, offset = _pick(events, error)
-    return Whereabouts(_place_of(machine.root, node), _name_of(node), offset)
+    opcode, node, offset = _pick(events, error)
+    name = _name_of(node)
+    if opcode == "BUILD" and name == "builtins.getattr":
+        name = ""  # that got a class which was saved by value, not what is filled
+    return Whereabouts(_place_of(machine.root, node), name, offset)
 
 
 _FILLS = {
@@ -93,7 +96,8 @@ def _pick(events: list[tuple[str, Node, int]], error: BaseException) -> tuple[st
     for event in events:
         if wanted is None or (event[0] in wanted and _name_of(event[1]).endswith(_class_of(code))):
             return event
-    return events[0]
+    # What fills has its class's name nowhere where that was saved by value.
+    return next((event for event in events if event[0] in (wanted or ())), events[0])
 
 
 def _class_of(qualified: str) -> str:
