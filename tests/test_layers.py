@@ -6,6 +6,7 @@ Imports are read from the source, those inside functions included; nothing is ru
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -91,6 +92,23 @@ def imports_at_load(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.Import) or (isinstance(node, ast.ImportFrom) and not node.level):
             yield from (name.partition(".")[0] for name in _absolute(node))
         pending += ast.iter_child_nodes(node)
+
+
+LONGEST_CHAIN = 19
+"""Modules, from `__main__` down to `_tuning`. The goal is 9, and it is not reached: this number may
+only become smaller."""
+
+
+def test_the_longest_chain_of_imports_grows_no_longer() -> None:
+    grimp = pytest.importorskip("grimp")
+    graph = grimp.build_graph("genesis", exclude_type_checking_imports=True)
+
+    @functools.cache
+    def depth(module: str) -> int:
+        below = graph.find_modules_directly_imported_by(module)
+        return 1 + max(map(depth, below), default=0)
+
+    assert max(map(depth, graph.modules)) <= LONGEST_CHAIN
 
 
 def test_no_module_loads_a_framework_but_the_one_that_is_about_it() -> None:
