@@ -67,9 +67,9 @@ def find(skeleton: Any, memo_size: int, memo_before: int, error: BaseException) 
         return Whereabouts()
     if not events:
         return Whereabouts()
-    opcode, node, offset = _pick(events, error)
+    opname, node, offset = _pick(events, error)
     name = _name_of(node)
-    if opcode == "BUILD" and name == "builtins.getattr":
+    if opname == "BUILD" and name == "builtins.getattr":
         name = ""  # that got a class which was saved by value, not what is filled
     return Whereabouts(_place_of(machine.root, node), name, offset)
 
