@@ -186,6 +186,20 @@ def test_lightning_trainer(tmp_path: Path) -> None:
     assert re.fullmatch(r"step 90; the best is of epoch [45], sound and loaded", end)
 
 
+def test_distributed_trainer(tmp_path: Path) -> None:
+    """With real torchrun; the second start has another number of ranks."""
+    pytest.importorskip("torch.distributed.fsdp", reason="torch has no distributed")
+    for ranks, steps in ((2, "0 to 30"), (1, "30 to 60")):
+        launch = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--standalone"]
+        command = [sys.executable, "-W", "ignore", *launch, EXAMPLES / "distributed_trainer.py"]
+        done = subprocess.run(
+            [*command, "run"], cwd=tmp_path, capture_output=True, text=True, timeout=LIMIT
+        )
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"^{ranks} ranks: step {steps}, loss \d\.\d+$", done.stdout, re.MULTILINE)
+        assert len(list((tmp_path / "run").glob("rank*.pth"))) == ranks
+
+
 def test_demo_survives_its_kill(tmp_path: Path) -> None:
     output = run("demo.py", "--steps=30", "--every=5", "--width=1500", folder=tmp_path)
     killed_at = int(re.search(r"while step (\d+) was being saved", output)[1])
