@@ -87,7 +87,7 @@ def test_import_loads_none_of_the_libraries_it_works_with() -> None:
 
 
 @needs_torch
-def test_import_takes_under_a_tenth_of_the_time_of_torch() -> None:
+def test_import_takes_under_a_fifth_of_the_time_of_torch() -> None:
     def seconds(module: str) -> float:
         return float(
             python(f"""
@@ -100,7 +100,7 @@ def test_import_takes_under_a_tenth_of_the_time_of_torch() -> None:
 
     pairs = [(seconds("genesis"), seconds("torch")) for _ in range(3)]
     genesis_seconds, torch_seconds = map(min, zip(*pairs, strict=True))
-    assert genesis_seconds < torch_seconds / 10
+    assert genesis_seconds < torch_seconds / 5
 
 
 # --- What it needs --------------------------------------------------------------------------------
