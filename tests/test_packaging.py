@@ -56,7 +56,10 @@ def test_the_tests_run_against_the_installed_wheel() -> None:
 def test_the_wheel_holds_every_module_and_nothing_else() -> None:
     assert files_of(PACKAGE) == files_of(SOURCE)
     recorded = importlib.metadata.files(DISTRIBUTION) or []
-    others = {path.parts[0] for path in recorded} - {"genesis"}
+    # The command stands outside of the folder of packages.
+    scripts = [path.name for path in recorded if path.parts[0] == ".."]
+    assert scripts == ["genesis"]
+    others = {path.parts[0] for path in recorded} - {"genesis", ".."}
     assert others == {f"genesis_checkpoint-{genesis.__version__}.dist-info"}
 
 
