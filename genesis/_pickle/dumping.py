@@ -44,14 +44,12 @@ def plan(state: object, *, sharded: Sharded = "refuse") -> Plan:
     Raises:
         UnpicklableStateError: neither pickle nor dill can save something in it; names its place.
     """
-    attempts = _Attempts(state, sharded)
+    attempts, pause = _Attempts(state, sharded), CollectorPaused()
     try:
-        skeleton, region, pickler = attempts.lay_out(None)
-        if region.lessons is not None:
-            skeleton, region, pickler = attempts.lay_out(region.lessons)
+        with pause, pause:
+            return attempts.plan()
     finally:
         attempts.forget_errors()
-    return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
 
 _Result = tuple[Skeleton, DataRegion, str]
@@ -77,6 +75,13 @@ class _Attempts:
         """Ids of functions and classes of ``__main__`` that cannot be saved by value."""
         self._error: Exception | None = None
         """What the way that got furthest raised."""
+
+    def plan(self) -> Plan:
+        """Pickle the state, a second time with what the first time learned where there is that."""
+        skeleton, region, pickler = self.lay_out(None)
+        if region.lessons is not None:
+            skeleton, region, pickler = self.lay_out(region.lessons)
+        return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
 
     def lay_out(self, hints: Any) -> _Result:
         """Pickle the state in the first way that works, which is the first one of the next time.

@@ -28,6 +28,9 @@ _FIXED = {bytes, PrivateMemory}
 """What never gives its memory up."""
 
 
+Span = tuple[int, int]
+"""Addresses of a first byte, and of the end of a last one."""
+
 _SHARED = 16 << 10
 """Bytes from which on a loaded array can be freed by itself. To call Python for a smaller one costs
 more than all else about it, so these share what lies between the others."""
@@ -48,18 +51,20 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
         return reduce_as_numpy(region, array)
     if not array.size or not dtype.itemsize:
         return np.ndarray, (array.shape, dtype)
-    source: Any
+    placed = region.arrays
+    if placed is None:
+        placed = region.arrays = Placed(region)
+    span = _span(array)
     contiguous = array.flags.forc
-    foreign = array.base is not None and is_foreign(array)
+    foreign = placed.meet(array, span)
     if not contiguous and array.nbytes < SMALL:
         array, contiguous, foreign = np.ascontiguousarray(array), True, False
+        span = _span(array)
+    source: Any
     if contiguous:
-        source, address, strides = array, _address(array), array.strides
+        source, address, strides = array, span[0], array.strides
     else:
         source, address, strides = ScatteredBytes(array), 0, _strides_in_c_order(array)
-    if region.arrays is None:
-        region.arrays = Placed(region)
-    region.arrays.add(array)
     frozen = frozen or _is_frozen(array)
     offset = region.place(source, address, array.nbytes, frozen=frozen, foreign=foreign)
     if array.nbytes < _SHARED:
@@ -76,11 +81,31 @@ class Placed:
         self._sizes: list[int] = []
         region.checks.append(self._check)
 
-    def add(self, array: np.ndarray[Any, Any]) -> None:
-        owner = array if array.base is None else _owner_of(array)[0]
+        self._spans: dict[int, Span] = {}
+        """Where the memory of each owner begins and ends, by id. The owners are held, and
+        `_check` finds one that has other memory by then."""
+
+    def meet(self, array: np.ndarray[Any, Any], span: Span) -> bool:
+        """Note who owns an array's memory, and return whether that is foreign. Raises as
+        `is_foreign`."""
+        if array.base is None:
+            self._hold(array)
+            return False
+        owner, restrided = _owner_of(array)
+        memory = self._spans.get(id(owner))
+        if memory is not None:
+            _refuse_beyond(array, span, owner, memory)
+            return False
         if isinstance(owner, np.ndarray):
-            self._owners.append(owner)
-            self._sizes.append(owner.nbytes)
+            self._hold(owner)
+            memory = _memory_of(owner)
+            if memory is not None and type(owner) is np.ndarray:
+                self._spans[id(owner)] = memory
+        return _is_foreign(array, span, owner, restrided)
+
+    def _hold(self, owner: np.ndarray[Any, Any]) -> None:
+        self._owners.append(owner)
+        self._sizes.append(owner.nbytes)
 
     def _check(self) -> None:
         if list(map(_nbytes, self._owners)) != self._sizes:
@@ -107,18 +132,18 @@ def is_foreign(array: np.ndarray[Any, Any]) -> bool:
     Raises:
         RefusedObjectError: some of it is not the owner's, or is gone already.
     """
-    owner, restrided = _owner_of(array)
+    return _is_foreign(array, _span(array), *_owner_of(array))
+
+
+def _is_foreign(array: np.ndarray[Any, Any], span: Span, owner: Any, restrided: bool) -> bool:
     fixed = type(owner) in _FIXED or isinstance(owner, RegionBuffer)
     if owner is array or not array.size or (fixed and not restrided):
         return False
-    low, high = _span(array)
-    begin, end = _memory_of(owner) or (low, high)
-    if not begin <= low <= high <= end:
-        raise _beyond(array, owner, end - begin)
+    _refuse_beyond(array, span, owner, _memory_of(owner) or span)
     while type(owner) is memoryview:
         owner = owner.obj
     foreign = isinstance(owner, mmap.mmap) and type(owner) not in _FIXED
-    if foreign and not all_readable([high - 1]):
+    if foreign and not all_readable([span[1] - 1]):
         refuse_unreadable()
     return foreign
 
@@ -134,13 +159,15 @@ def _owner_of(array: np.ndarray[Any, Any]) -> tuple[Any, bool]:
     return owner, restrided
 
 
-def _beyond(array: np.ndarray[Any, Any], owner: Any, size: int) -> Exception:
-    return RefusedObjectError(
-        f"an array of shape {array.shape} and {array.dtype} reaches beyond the memory of the "
-        f"{type(owner).__name__} that it is a view of, which has {size:,} bytes: that was resized "
-        "or closed after the view was made, or the view was made too large",
-        "copy() the array before that",
-    )
+def _refuse_beyond(array: np.ndarray[Any, Any], span: Span, owner: Any, memory: Span) -> None:
+    if not memory[0] <= span[0] <= span[1] <= memory[1]:
+        raise RefusedObjectError(
+            f"an array of shape {array.shape} and {array.dtype} reaches beyond the memory of the "
+            f"{type(owner).__name__} that it is a view of, which has {memory[1] - memory[0]:,} "
+            "bytes: that was resized or closed after the view was made, or the view was made too "
+            "large",
+            "copy() the array before that",
+        )
 
 
 class _Interface(ctypes.Structure):
@@ -165,7 +192,7 @@ def _address(array: np.ndarray[Any, Any]) -> int:
     return ctypes.c_void_p.from_address(_pointer_in(interface, None) + _DATA).value or 0
 
 
-def _span(array: np.ndarray[Any, Any]) -> tuple[int, int]:
+def _span(array: np.ndarray[Any, Any]) -> Span:
     """The addresses of an array's first byte and of the end of its last."""
     low = high = _address(array)
     if array.flags.forc:
@@ -176,7 +203,7 @@ def _span(array: np.ndarray[Any, Any]) -> tuple[int, int]:
     return low, high + array.dtype.itemsize
 
 
-def _memory_of(owner: Any) -> tuple[int, int] | None:
+def _memory_of(owner: Any) -> Span | None:
     """Where the memory of what arrays are views of begins and ends now, ``None`` where it does not
     tell."""
     if isinstance(owner, np.ndarray):
