@@ -15,6 +15,7 @@ FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Capture = Literal["copy", "deferred"]
 OnBusy = Literal["wait", "skip", "supersede"]
 Sharded = Literal["refuse", "allow"]
+_CAPTURES, _ON_BUSY, _SHARDED = get_args(Capture), get_args(OnBusy), get_args(Sharded)
 Only = str | Callable[[str], bool]
 
 _Call = TypeVar("_Call", bound=Callable[..., Any])
@@ -41,9 +42,9 @@ class SaveChoices:
     sharded: Sharded = "refuse"
 
     def __post_init__(self) -> None:
-        check_choice("capture", self.capture, get_args(Capture))
-        check_choice("on_busy", self.on_busy, get_args(OnBusy))
-        check_choice("sharded", self.sharded, get_args(Sharded))
+        check_choice("capture", self.capture, _CAPTURES)
+        check_choice("on_busy", self.on_busy, _ON_BUSY)
+        check_choice("sharded", self.sharded, _SHARDED)
 
 
 class LoadOptions(TypedDict, total=False):
@@ -86,6 +87,8 @@ def check_names(options: Mapping[str, Any], choices: type) -> None:
     Raises:
         TypeError: one is unknown; the message lists those that are known.
     """
+    if not options:
+        return
     known = [field.name for field in _fields(choices)]
     for name in options:
         if name not in known:

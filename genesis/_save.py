@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from typing import Any, Literal, Unpack, overload
 
 from ._arguments import refuse_objects, refuse_swapped
@@ -131,12 +130,14 @@ def make_request(
             refuse_emptied(state, path, part)
         clearing.note()
 
-    return Request(path=path, state=state, begin=begin, **options), clearing
+    # Another save clears when its turn has ended.
+    done = clearing.clear if background else lambda: None
+    return Request(path=path, state=state, begin=begin, done=done, **options), clearing
 
 
 def _start(request: Request, clearing: Clearing, background: bool) -> SaveReport | SaveFuture:
     if background:
-        return scheduler.submit(replace(request, done=clearing.clear))
+        return scheduler.submit(request)
     report = scheduler.save(request)
     clearing.clear()
     return report

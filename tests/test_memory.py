@@ -99,6 +99,25 @@ def test_a_verified_load_takes_no_more_than_what_it_loads(tmp_path: Path) -> Non
 
 
 @needs_torch
+@needs_torch
+@pytest.mark.parametrize("wrap", ["Parameter", "Tensor"])
+def test_a_save_keeps_the_state_from_no_one(tmp_path: Path, wrap: str) -> None:
+    """Its memory is freed when the caller drops it, not when the collector comes by."""
+    source = f"""
+import torch, weakref
+wrap = torch.nn.{wrap} if {wrap!r} == "Parameter" else torch.as_tensor
+gc.disable()
+alive = []
+for number in range(3):
+    arrays = [np.ones(100, np.float32) for _ in range(200)]
+    alive += map(weakref.ref, arrays)
+    genesis.save([wrap(torch.from_numpy(array)) for array in arrays], path)
+    del arrays
+print(sum(ref() is not None for ref in alive))
+"""
+    assert measure(source, tmp_path / "x") == 0
+
+
 def test_a_mapped_load_reads_nothing_that_is_not_touched(tmp_path: Path) -> None:
     load = (
         "genesis.save(made, path); made.clear(); before = mark(); "

@@ -118,7 +118,8 @@ def plan(
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     encode = partial(layout.encode_index, writer=f"genesis {__version__}", python=python)
     given: Mapping[str, Any] = {} if metadata is None else metadata
-    encode("pickle", metadata=given)  # before objects are asked to hand over what they hold
+    if given:
+        encode("pickle", metadata=given)  # before objects are asked to hand over what they hold
     made = dumping.plan(state, sharded=sharded)
     return Job(made, encode(made.pickler, metadata=given, mark=mark))
 

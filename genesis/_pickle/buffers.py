@@ -158,6 +158,8 @@ class DataRegion:
         """Called then too, and again before a copy that comes late."""
         self.has_arrays = False
         """Whether `NDARRAY` is called."""
+        self.has_storages = False
+        """Whether there was anything of torch."""
 
     def place(
         self, owner: Any, address: int, size: int, *, frozen: bool = False, foreign: bool = False
@@ -194,6 +196,13 @@ class DataRegion:
         """
         for call in (*self.endings, *self.checks):
             call()
+
+    def forget_reducers(self) -> None:
+        """Drop what they share. It leads back to here: a circle would keep the state's memory until
+        the collector comes by."""
+        self.has_storages = self.shared is not None
+        self.shared = None
+        self.endings.clear()
 
 
 class RefusedObjectError(pickle.PicklingError):

@@ -81,7 +81,7 @@ class _Attempts:
         skeleton, region, pickler = self.lay_out(None)
         if region.lessons is not None:
             skeleton, region, pickler = self.lay_out(region.lessons)
-        return Plan(region, skeleton, pickler=pickler, torch_storages=region.shared is not None)
+        return Plan(region, skeleton, pickler=pickler, torch_storages=region.has_storages)
 
     def lay_out(self, hints: Any) -> _Result:
         """Pickle the state in the first way that works, which is the first one of the next time.

@@ -49,12 +49,15 @@ Make = Callable[[Skeleton, DataRegion], Pickler]
 
 def dump(make: Make, state: object, region: DataRegion) -> Skeleton:
     """Pickle a state, its arrays laid out in a fresh region."""
-    opcodes, memo = arrays.opening(state, region)
     skeleton = Skeleton()
-    pickler = make(skeleton, region)
-    pickler.memo = memo
-    pickler.dump(state)
-    region.close()
+    try:
+        opcodes, memo = arrays.opening(state, region)
+        pickler = make(skeleton, region)
+        pickler.memo = memo
+        pickler.dump(state)
+        region.close()
+    finally:
+        region.forget_reducers()
     return skeleton.behind(arrays.preamble(region) + opcodes)
 
 

@@ -37,6 +37,7 @@ from .torch_partial import check_for
 
 _UINT8 = torch.uint8
 _STRIDED = torch.strided
+_HOST = torch.device("cpu")
 
 FROM_BUFFER = UntypedStorage.from_buffer
 """Written as memo slot 1: pickle has no name of its own for it."""
@@ -112,20 +113,15 @@ class Storages:
 
         This runs once a tensor while training waits, so it calls little.
         """
-        if (
-            tensor.layout is not _STRIDED
-            or not (tensor.is_cpu or tensor.is_cuda)
-            or tensor.is_quantized
-            or tensor.is_nested
-            or tensor.is_conj()
-            or tensor.is_neg()
-            or tensor.__dict__
-        ):
+        if tensor.__dict__ or not _is_dense(tensor):
             return self.reduce_as_torch(tensor)
+        return self._reduce_dense(tensor, tensor.requires_grad)
+
+    def _reduce_dense(self, tensor: torch.Tensor, requires_grad: bool) -> Any:
         dtype = tensor.dtype
         typed, offset = self._place_of(tensor, dtype)
-        view = typed, offset, tuple(tensor.shape), tensor.stride(), tensor.requires_grad, None
-        if dtype in PLAIN_DTYPES or tensor.requires_grad:  # which v3 sets too early
+        view = typed, offset, tuple(tensor.shape), tensor.stride(), requires_grad, None
+        if dtype in PLAIN_DTYPES or requires_grad:  # which v3 sets too early
             return _rebuild_tensor_v2, view
         return _rebuild_tensor_v3, (*view, dtype)
 
@@ -170,8 +166,13 @@ class Storages:
     def reduce_parameter(self, parameter: Parameter) -> Any:
         if parameter.__dict__:
             return self.reduce_as_torch(parameter)
-        data = Call(self.reduce_tensor(parameter.data))
-        return _rebuild_parameter, (data, parameter.requires_grad, None)
+        if _is_dense(parameter):
+            reduction = self._reduce_dense(
+                parameter, False
+            )  # as its `data`, which takes long to make
+        else:
+            reduction = self.reduce_tensor(parameter.data)
+        return _rebuild_parameter, (Call(reduction), parameter.requires_grad, None)
 
     def reduce_typed_storage(self, storage: TypedStorage) -> Any:
         return rebuild_typed_storage, (
@@ -232,26 +233,39 @@ class Storages:
 
     def _place(self, storage: UntypedStorage, low: int, high: int) -> Range:
         size, device = high - low, storage.device
-        kind = device.type
         if not size:
             made = Call((UntypedStorage, (0,)))
         else:
-            offset = self._place_bytes(storage, kind, low, size)
+            place = self._place_on_host if device == _HOST else self._place_elsewhere
+            offset = place(storage, low, size)
             made = Call((FROM_BUFFER, (DATA, LITTLE, size, offset, _UINT8)))
-        if kind == "cuda":  # of other devices come back on the host
+        if device != _HOST and device.type == "cuda":  # of other devices come back on the host
             made = Call((_StorageBase.cuda, (made, device.index)))
         return Range(storage, low, made)
 
-    def _place_bytes(self, storage: UntypedStorage, kind: str, low: int, size: int) -> int:
-        if kind == "cpu":
-            address = storage.data_ptr()
-            self._placed.add(storage, address, storage.nbytes())
-            return self._region.place(storage, address + low, size, foreign=is_foreign(storage))
-        if kind == "meta":
+    def _place_on_host(self, storage: UntypedStorage, low: int, size: int) -> int:
+        address = storage.data_ptr()
+        self._placed.add(storage, address, storage.nbytes())
+        return self._region.place(storage, address + low, size, foreign=is_foreign(storage))
+
+    def _place_elsewhere(self, storage: UntypedStorage, low: int, size: int) -> int:
+        if storage.device.type == "meta":
             raise RefusedObjectError(
                 "a storage of the device meta has no bytes", "save tensors of it, or none"
             )
         return self._region.place(DeviceBytes(storage, low, low + size), 0, size)
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is nothing but a view of its storage."""
+    return not (
+        tensor.layout is not _STRIDED
+        or not (tensor.is_cpu or tensor.is_cuda)
+        or tensor.is_quantized
+        or tensor.is_nested
+        or tensor.is_conj()
+        or tensor.is_neg()
+    )
 
 
 def is_foreign(storage: UntypedStorage) -> bool:
