@@ -8,7 +8,7 @@ ARGS ?=
 QUICK := tests/test_layers.py tests/test_surface.py tests/test_fs.py tests/test_format.py \
 	tests/test_numpy_objects.py tests/test_objects.py tests/test_versions.py tests/attacks/test_planted.py
 
-.PHONY: demo test check versions lint format bench torture clean
+.PHONY: demo test check versions outside lint format bench torture clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -23,6 +23,10 @@ check: lint
 # The whole matrix of tests/versions/matrix.py; downloads some 20 GB the first time.
 versions: .venv/installed
 	PYTHONPATH=tests $(BIN)/python -m versions $(ARGS)
+
+# The tests that other projects ship of pickling, through genesis; half an hour.
+outside: .venv/outside
+	$(BIN)/python tests/outside/suites.py $(ARGS)
 
 torture: .venv/installed
 	$(BIN)/pytest -m torture $(ARGS)
@@ -54,6 +58,10 @@ format: .venv/installed
 
 .venv/bench: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[bench]"
+	touch $@
+
+.venv/outside: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[outside]"
 	touch $@
 
 clean:

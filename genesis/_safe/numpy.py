@@ -72,7 +72,8 @@ def item_size(text: str) -> int:
     """Bytes an element of the dtype that `text` names.
 
     Raises:
-        RefusedError: no dtype without objects and fields has that name.
+        RefusedError: no dtype without objects and fields has that name, or NumPy 1.26 would give it
+            another size, zero or less, as its integers overflow.
     """
     match = DTYPE.fullmatch(text)
     if match is None:
@@ -80,7 +81,9 @@ def item_size(text: str) -> int:
         raise RefusedError(_OBJECTS if objects else "a string that names no dtype of plain data")
     if match[4]:
         return 8 if match[4] in "qQ" else 4
-    return int(match[2]) * (_CHARACTER if match[1] == "U" else 1)
+    size = int(match[2]) * (_CHARACTER if match[1] == "U" else 1)
+    require(size <= MAX_ITEM, "an element of 2 GiB and more")
+    return size
 
 
 def array_range(

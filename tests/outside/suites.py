@@ -1,25 +1,32 @@
 """Runs the tests that other projects ship of pickling, twice: as they are, and with genesis in the
 place of pickle. Prints a table of both, and each test that differs.
 
-    python tests/outside/suites.py [NAME ...]
+    python tests/outside/suites.py [--write] [NAME ...]
 
-It needs the wheel of genesis, and ``pip install pytest dill cloudpickle numpy pandas scipy sympy
-networkx scikit-learn``. A test differs if it passes as it is and fails through
-genesis; the reason stands in `REASONS`, and one without a reason is a fault to look at.
+`make outside` installs what it needs, the extra ``outside`` of pyproject.toml, and runs it.
+``--write`` puts the table into docs/reliability.md. A test differs if it passes as it is and fails
+through genesis; the reason stands in `REASONS`, and one without a reason is a fault to look at.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 HERE = Path(__file__).parent
+PAGE = HERE.parents[1] / "docs" / "reliability.md"
+
+TITLES = """| suite | tests | pass as they are | pass through genesis | differ | why |
+|---|---|---|---|---|---|"""
 
 
 @dataclass(frozen=True)
@@ -83,26 +90,63 @@ REASONS: dict[str, str] = {
 """Part of a test's name -> why genesis differs, on purpose."""
 
 
-def main(names: list[str]) -> int:
-    unexplained = 0
-    print("| suite | tests | pass as they are | pass through genesis | differ, explained below |")
-    print("|---|---|---|---|---|")
-    lines = []
-    for suite in SUITES:
-        if names and suite.name not in names:
-            continue
-        plain, ours = outcomes(suite), outcomes(suite, "-p", "through_genesis")
-        differing = sorted(test for test in plain if plain[test] and not ours.get(test))
-        explained = [test for test in differing if reason(test)]
-        unexplained += len(differing) - len(explained)
-        print(
-            f"| {suite.name} | {len(plain)} | {sum(plain.values())} | {sum(ours.values())} "
-            f"| {len(explained)} of {len(differing)} |",
-            flush=True,
+@dataclass
+class Comparison:
+    """What the tests of a suite gave, as they are and through genesis."""
+
+    suite: Suite
+    version: str
+    plain: dict[str, bool]
+    ours: dict[str, bool]
+
+    @property
+    def differing(self) -> list[str]:
+        return sorted(
+            test for test, passed in self.plain.items() if passed and not self.ours.get(test)
         )
-        lines += [f"* {suite.name}, {test}: {reason(test) or 'UNEXPLAINED'}" for test in differing]
-    print("\n" + "\n".join(lines))
-    return min(unexplained, 1)
+
+    def row(self) -> str:
+        counts = [len(self.plain), sum(self.plain.values()), sum(self.ours.values())]
+        cells = [f"{self.suite.name} {self.version}", *(f"{count:,}" for count in counts)]
+        return f"| {' | '.join([*cells, str(len(self.differing)), self.why()])} |"
+
+    def why(self) -> str:
+        """The reasons why tests differ, each with their number."""
+        counts = Counter(reason(test) or "**unexplained**" for test in self.differing)
+        return "; ".join(f"{count}: {why}" for why, count in counts.most_common())
+
+
+def main(arguments: list[str]) -> int:
+    names = [name for name in arguments if name != "--write"]
+    results = []
+    for suite in SUITES:
+        if not names or suite.name in names:
+            results.append(compared(suite))
+            print(results[-1].row(), flush=True)
+    differing = [test for result in results for test in result.differing]
+    print(*(f"* {test}: {reason(test) or 'UNEXPLAINED'}" for test in differing), sep="\n")
+    if "--write" in arguments:
+        write(results)
+    return int(any(reason(test) is None for test in differing))
+
+
+def compared(suite: Suite) -> Comparison:
+    plain, ours = outcomes(suite), outcomes(suite, "-p", "through_genesis")
+    return Comparison(suite, version(suite), plain, ours)
+
+
+def version(suite: Suite) -> str:
+    if suite.name == "CPython":
+        return platform.python_version()
+    return importlib.metadata.version(suite.name)
+
+
+def write(results: list[Comparison]) -> None:
+    """Put the table in the place of the old one."""
+    head, mark, rest = PAGE.read_text().partition("<!-- outside -->\n")
+    _, end, tail = rest.partition("<!-- end of outside")
+    rows = "".join(f"{result.row()}\n" for result in results)
+    PAGE.write_text(f"{head}{mark}{TITLES}\n{rows}{end}{tail}")
 
 
 def reason(test: str) -> str | None:

@@ -234,15 +234,14 @@ def table(results: list[Result]) -> str:
 
 def write(results: list[Result]) -> None:
     """Put the table in the place of the old one. A column that did not run keeps its old row."""
-    head, old, tail = re.split(
-        r"(?<=<!-- versions -->\n)|(?=<!-- end of versions)", PAGE.read_text()
-    )
+    head, mark, rest = PAGE.read_text().partition("<!-- versions -->\n")
+    old, end, tail = rest.partition("<!-- end of versions")
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in old.splitlines()[2:]}
     for result in results:
         if result.verdict is not Verdict.NOT_RUN or result.column.name not in rows:
             rows[result.column.name] = result.row()
     kept = [rows[column.name] for column in COLUMNS if column.name in rows]
-    PAGE.write_text(head + "\n".join([table([]), *kept]) + "\n" + tail)
+    PAGE.write_text("\n".join([head + mark + table([]), *kept, end + tail]))
 
 
 def closing_line(results: list[Result]) -> str:

@@ -38,8 +38,14 @@ WHOLE: tuple[str, ...] = ()
 """Every test."""
 
 LIBRARY_TESTS = (
-    *("--ignore=tests/faults", "--ignore=tests/test_soak.py", "--ignore=tests/test_exit.py"),
-    *("--ignore=tests/test_bench.py", "--ignore=tests/test_memory.py"),
+    "--ignore=tests/faults",
+    *(
+        f"--ignore=tests/test_{name}.py"
+        for name in (
+            *("bench", "concurrency", "contention", "exit", "idle", "interrupts"),
+            *("large_directories", "locks", "lost_errors", "memory", "soak", "writer"),
+        )
+    ),
 )
 """Without those of the file system, of processes and of memory, which no version of torch changes;
 the columns without torch run them on every Python."""
