@@ -15,6 +15,7 @@ from . import _public
 from ._contents import ArrayRow, Contents
 from ._diff import Change, Difference
 from ._engine.futures import SaveFuture, SaveReport
+from ._engine.statistics import Statistics
 from ._errors import (
     ChecksumError,
     CorruptCheckpointError,
@@ -43,7 +44,16 @@ from ._load import (
     validate_checkpoint,
     verify,
 )
-from ._save import configure, flush, prewarm, release_memory, remove, save, save_checkpoint
+from ._save import (
+    configure,
+    flush,
+    prewarm,
+    release_memory,
+    remove,
+    save,
+    save_checkpoint,
+    statistics,
+)
 from ._version import __version__
 from .data import ResumableLoader
 from .manager import CheckpointManager
@@ -68,6 +78,7 @@ __all__ = [
     "ResumableLoader",
     "SaveFuture",
     "SaveReport",
+    "Statistics",
     "TrainState",
     "TruncatedError",
     "UnpicklableStateError",
@@ -89,6 +100,7 @@ __all__ = [
     "safe_load_checkpoint",
     "save",
     "save_checkpoint",
+    "statistics",
     "validate_checkpoint",
     "verify",
 ]

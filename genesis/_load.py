@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Unpack
@@ -16,6 +17,7 @@ from ._arguments import what_is_held
 from ._contents import Contents
 from ._diff import Difference
 from ._engine.scheduler import scheduler
+from ._engine.statistics import of_load
 from ._file import reader
 from ._inspect import Report
 from ._options import (
@@ -25,6 +27,7 @@ from ._options import (
     check_names,
     spelled_out,
 )
+from ._progress import Progress
 from .storage.places import resolve
 
 
@@ -52,6 +55,8 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
             which a function says so. The part stands in dicts like those that it was saved in.
             Where the state is made of plain containers, tensors and arrays, no other chunk is read,
             but with `weights_only` the whole file is.
+        progress: as for `save`: called as chunks of 16 MiB are read, on any thread, by one at a
+            time.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -63,7 +68,13 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
     """
     check_names(options, LoadChoices)
     choices = LoadChoices(**options)
-    return reader.load(_settled(file_path), choices)
+    path = _settled(file_path)
+    progress = Progress(choices.progress, path)
+    began = time.perf_counter()
+    state = reader.load(path, choices, progress)
+    took = time.perf_counter() - began
+    scheduler.statistics.add(of_load(progress.total, took))
+    return state
 
 
 def _settled(file_path: FilePath) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
+from ._progress import Wanted, check_progress
+
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Capture = Literal["copy", "deferred"]
 OnBusy = Literal["wait", "skip", "supersede"]
@@ -29,6 +31,7 @@ class SaveOptions(TypedDict, total=False):
     on_busy: OnBusy
     metadata: Mapping[str, Any] | None
     sharded: Sharded
+    progress: Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,10 @@ class SaveChoices:
     on_busy: OnBusy = "wait"
     metadata: Mapping[str, Any] | None = None
     sharded: Sharded = "refuse"
+    progress: Wanted = False
 
     def __post_init__(self) -> None:
+        check_progress(self.progress)
         check_choice("capture", self.capture, _CAPTURES)
         check_choice("on_busy", self.on_busy, _ON_BUSY)
         check_choice("sharded", self.sharded, _SHARDED)
@@ -55,6 +60,7 @@ class LoadOptions(TypedDict, total=False):
     weights_only: bool
     map_location: Any
     only: Only | None
+    progress: Wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +72,10 @@ class LoadChoices:
     weights_only: bool = False
     map_location: Any = None
     only: Only | None = None
+    progress: Wanted = False
 
     def __post_init__(self) -> None:
+        check_progress(self.progress)
         if self.only is not None and not isinstance(self.only, str) and not callable(self.only):
             raise TypeError(f"only must be a string or take a path, not {self.only!r:.80}")
 

@@ -28,8 +28,12 @@ import genesis
 import genesis.aio
 from genesis import _options
 
-SAVE_OPTIONS = "clear=None, capture='copy', on_busy='wait', metadata=None, sharded='refuse'"
-LOAD_OPTIONS = "verify=None, mmap=False, weights_only=False, map_location=None, only=None"
+SAVE_OPTIONS = (
+    "clear=None, capture='copy', on_busy='wait', metadata=None, sharded='refuse', progress=False"
+)
+LOAD_OPTIONS = (
+    "verify=None, mmap=False, weights_only=False, map_location=None, only=None, progress=False"
+)
 CALLS = {
     "add_safe_globals": "(objects)",
     "configure": "(*, threads=None, max_pending_bytes=None, keep_arenas=None, keep_seconds=None)",
@@ -49,6 +53,7 @@ CALLS = {
     "save_checkpoint": (
         f"(model_state_dict, optimizer_state_dict, file_path, *, background=False, {SAVE_OPTIONS})"
     ),
+    "statistics": "()",
     "validate_checkpoint": "(file_path)",
     "verify": "(file_path)",
 }
@@ -111,7 +116,7 @@ ERRORS = {
 }
 CLASSES = {
     *("ArrayRow", "Change", "CheckpointManager", "Contents", "Difference", "Report"),
-    *("ResumableLoader", "SaveFuture", "SaveReport", "TrainState"),
+    *("ResumableLoader", "SaveFuture", "SaveReport", "Statistics", "TrainState"),
 }
 
 
@@ -168,7 +173,7 @@ def test_the_signature_of_the_manager(name: str) -> None:
 def test_the_future_shows_nothing_but_what_a_caller_needs() -> None:
     inherited = set(dir(concurrent.futures.Future))
     public = {name for name in dir(genesis.SaveFuture("f")) if not name.startswith("_")}
-    assert public - inherited == {"captured", "path", "wait_captured"}
+    assert public - inherited == {"captured", "path", "progress", "wait_captured"}
 
 
 @pytest.mark.parametrize("name", FUTURE)
@@ -356,7 +361,7 @@ class Stateful:
 
 def every_option(**changed: Any) -> dict[str, Any]:
     return {"clear": False, "capture": "deferred", "on_busy": "supersede", "metadata": {"run": 3},
-            "sharded": "allow", **changed}  # fmt: skip
+            "sharded": "allow", "progress": lambda done, total: None, **changed}  # fmt: skip
 
 
 def test_the_manager_and_aio_take_every_option(path: Path) -> None:

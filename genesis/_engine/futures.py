@@ -14,6 +14,7 @@ from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from .._pickle.outside import OutsideError
+from .._progress import Progress
 from .._threads.waiting import OpenFuture
 
 log = logging.getLogger("genesis")
@@ -152,6 +153,7 @@ class SaveFuture(OpenFuture[SaveReport]):
         self._capture: OpenFuture[None] = OpenFuture()
         self._refuse = refuse
         self._lost = lost
+        self._progress = Progress()
         self._calling: dict[int, None] = {}
         """The threads that call its callbacks."""
 
@@ -163,6 +165,12 @@ class SaveFuture(OpenFuture[SaveReport]):
             return "captured, not durable yet" if self.captured else "not captured yet"
         error = super().exception(0)  # which does not count as having asked for it
         return f"failed with {type(error).__name__}" if error else super().result(0).outcome
+
+    @property
+    def progress(self) -> tuple[int, int]:
+        """Bytes of the stream that are written, and how many there are: ``(0, 0)`` before a thread
+        has begun, and equal once the file is durable. The file is a little longer."""
+        return self._progress.done, self._progress.total
 
     @property
     def captured(self) -> bool:

@@ -43,11 +43,13 @@ from .._file import writer
 from .._file.layout import Mark
 from .._options import SaveChoices
 from .._os.staging import Arena
+from .._progress import Progress
 from .._threads.interrupts import Doubled, Event
 from .._threads.pool import Pool
 from .._threads.waiting import OpenFuture
 from .futures import Failure, Outcome, SaveFuture, SaveReport, log, log_durable, logs_durable_nowait
 from .queues import Turns, locked_here
+from .statistics import FAILED, Counter, of_save
 
 _UNSEEN_KEPT = 100
 
@@ -98,6 +100,7 @@ class Task(Doubled):
         self.last_turn = scheduler.last_turns.turn(request.path)
         """To call the callbacks, in the order of the saves."""
         self.future = SaveFuture(request.path, self.turn.refuse_deadlock, scheduler.remember)
+        self.future._progress = Progress(request.progress, request.path)
         self.job: writer.Job | None = None
         self.arena: Arena | None = None
         self.claim: dict[str, object] = {}
@@ -111,6 +114,8 @@ class Task(Doubled):
         self.touched: OpenFuture[None] | None = None
         """Resolves when fresh memory for the state is present."""
         self.started = False
+        self.counted: dict[str, object] = {}
+        """Under "by": who has added it to the statistics."""
         self.calls_back = False
         """Whether its end is left to the thread that calls its callbacks."""
         self.began = time.perf_counter()
@@ -129,6 +134,8 @@ class Task(Doubled):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
+        if kind is not None and not self.started:
+            self._writer.count(self, FAILED)
         if kind is not None or not self.started:
             self.withdraw()
 
@@ -172,6 +179,7 @@ class Scheduler:
         self._unseen: deque[Failure] = deque()
         self.turns = Turns()
         self.last_turns = Turns()
+        self.statistics = Counter()
         self._registered = False
 
     def reset_after_fork(self) -> None:
@@ -188,6 +196,16 @@ class Scheduler:
 
     def save(self, request: Request) -> SaveReport:
         """Save in the calling thread, when it is the path's turn."""
+        try:
+            report = self._save(request)
+        except BaseException:
+            self.statistics.add(FAILED)
+            raise
+        self.statistics.add(of_save(report))
+        log_durable(report)
+        return report
+
+    def _save(self, request: Request) -> SaveReport:
         began = time.perf_counter()
         turn = self.turns.turn(request.path)
         with turn, turn:
@@ -197,9 +215,11 @@ class Scheduler:
             request.begin()
             job = request.plan()
             planned = time.perf_counter()
-            written = writer.save(request.path, job)
+            progress = Progress(request.progress, request.path)
+            with progress.running(job.size):
+                written = writer.save(request.path, job, progress.add)
             request.done()
-        report = SaveReport(
+        return SaveReport(
             path=request.path,
             bytes=written.bytes,
             stall=time.perf_counter() - began,
@@ -208,8 +228,6 @@ class Scheduler:
             write=written.write,
             sync=written.sync,
         )
-        log_durable(report)
-        return report
 
     def submit(self, request: Request) -> SaveFuture:
         """Capture in the calling thread, write on a thread of the pool."""
@@ -395,7 +413,9 @@ class Scheduler:
         task.job.plan.release()
         staged = time.perf_counter()
         task.future._resolve_captured()
-        written = writer.save_staged(task.request.path, task.job, task.arena)
+        progress = task.future._progress
+        with progress.running(task.job.size):
+            written = writer.save_staged(task.request.path, task.job, task.arena, progress.add)
         return SaveReport(
             path=task.request.path,
             bytes=written.bytes,
@@ -415,6 +435,7 @@ class Scheduler:
         if isinstance(outcome, BaseException) and task.failure is None:
             task.failure = Failure(task.path, outcome)
             self.remember(task.failure)
+        self.count(task, of_save(outcome))
         if not task.calls_back:
             task.last_turn.enter()
         task.turn.leave()
@@ -423,6 +444,12 @@ class Scheduler:
         elif isinstance(outcome, SaveReport):
             task.future._succeed(outcome)
         self._end(task, task.future)
+
+    def count(self, task: Task, what: tuple[float, ...]) -> None:
+        """Add what became of a save to the statistics, once."""
+        me = object()
+        if task.counted.setdefault("by", me) is me:
+            self.statistics.add(what)
 
     def _end(self, task: Task, future: SaveFuture) -> None:
         if future._has_callbacks():

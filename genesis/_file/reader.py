@@ -28,6 +28,7 @@ from .._os.memory import private_memory
 from .._os.userfaultfd import Filler
 from .._pickle import dumping, loading, sketch
 from .._pickle.region import ApartRegion, Region
+from .._progress import Progress
 from .._public import level_of_caller
 from .._threads import companions
 from ..storage import places
@@ -58,6 +59,11 @@ class Opened:
         low = number * self.footer.chunk_size
         return low, min(low + self.footer.chunk_size, self.footer.stream_size)
 
+    def chunk_size(self, number: int) -> int:
+        """Bytes of a chunk."""
+        low, high = self.chunk_span(number)
+        return high - low
+
     def check(self, number: int, data: Any) -> None:
         """Compare the bytes of a chunk with its digest; raise `ChecksumError` if they differ."""
         layout.check_chunk(self.path, number, data, self.digests[number], self.footer.chunk_size)
@@ -68,7 +74,7 @@ class Opened:
         return target[: self.source.read_into(target[: high - low], low)]
 
 
-def load(path: str, choices: LoadChoices) -> Any:
+def load(path: str, choices: LoadChoices, progress: Progress) -> Any:
     """Read a checkpoint, or the backup beside it where the file is missing or damaged.
 
     Raises:
@@ -76,7 +82,8 @@ def load(path: str, choices: LoadChoices) -> Any:
         CorruptCheckpointError: the file is damaged and there is no sound backup.
         RebuildError: it is sound, and an object of it cannot be built.
     """
-    read = partial(_load_one if choices.only is None else _load_part, choices=choices)
+    load_path = _load_one if choices.only is None else _load_part
+    read = partial(load_path, choices=choices, progress=progress)
     backup = path + BACKUP_SUFFIX
     while True:
         seen = files.identity(path)
@@ -101,18 +108,21 @@ def _recovered(state: Any, what: str) -> Any:
     return state
 
 
-def _load_one(path: str, choices: LoadChoices) -> Any:
+def _load_one(path: str, choices: LoadChoices, progress: Progress) -> Any:
     map_location = choices.map_location
     with _reading(path) as source:
         try:
             opened = open_file(path, source)
         except NotACheckpointError:
             weights_only = choices.weights_only
-            return load_pickle(path, source, weights_only=weights_only, map_location=map_location)
+            with progress.running(source.size()):
+                return load_pickle(
+                    path, source, weights_only=weights_only, map_location=map_location
+                )
         if choices.mmap:
-            memory = _mapped(opened, verify=bool(choices.verify))
+            memory = _mapped(opened, progress, verify=bool(choices.verify))
         else:
-            memory = _copied(opened, verify=choices.verify is not False)
+            memory = _copied(opened, progress, verify=choices.verify is not False)
     data, skeleton, let_go = _split(opened, memory, mapped=choices.mmap)
     del memory  # or the state would be let go of as a whole, while it is built
     if choices.weights_only:
@@ -139,16 +149,16 @@ def _load_one(path: str, choices: LoadChoices) -> Any:
     )
 
 
-def _load_part(path: str, choices: LoadChoices) -> Any:
+def _load_part(path: str, choices: LoadChoices, progress: Progress) -> Any:
     """The part of a state that `only` asks for, by itself where that can be told from the rest."""
     assert choices.only is not None
     if not (choices.mmap or choices.weights_only):
         with _reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
-            return _read_part(open_file(path, source), choices.only, choices)
-    return sketch.chosen(_load_one(path, choices), choices.only)
+            return _read_part(open_file(path, source), choices.only, choices, progress)
+    return sketch.chosen(_load_one(path, choices, progress), choices.only)
 
 
-def _read_part(opened: Opened, only: Only, choices: LoadChoices) -> Any:
+def _read_part(opened: Opened, only: Only, choices: LoadChoices, progress: Progress) -> Any:
     memory = private_memory(opened.footer.stream_size)
     verify = choices.verify is not False
     around = _around_data(opened)
@@ -160,7 +170,8 @@ def _read_part(opened: Opened, only: Only, choices: LoadChoices) -> Any:
     )
     spans = sorted(sketch.ranges(tree))
     chunks = _chunks_of(opened, spans) - around
-    _read_chunks(opened, chunks, memory, verify=verify)
+    with progress.running(sum(map(opened.chunk_size, chunks))):
+        _read_chunks(opened, chunks, memory, verify=verify, advance=progress.add)
     part = sketch.made(tree, region, map_location=choices.map_location)
     if isinstance(region, ApartRegion):
         _discard_between(region, spans, opened.data_size)
@@ -221,15 +232,17 @@ def open_file(path: str, source: Source) -> Opened:
     return Opened(path, source, footer, digests, index, layout.data_size(path, start, footer))
 
 
-def _copied(opened: Opened, *, verify: bool) -> _mmap.mmap:
+def _copied(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     """The stream in fresh memory."""
     memory = private_memory(opened.footer.stream_size)
-    if not isinstance(opened.source, FileSource):
-        _read_chunks(opened, range(opened.chunks), memory, verify=verify)
-        return memory
-    filler = Filler(memory, opened.source.fd, opened.footer.chunk_size)
-    with filler, filler:
-        _read_chunks(opened, range(opened.chunks), memory, verify=verify, fill=filler.fill)
+    read = partial(_read_chunks, opened, range(opened.chunks), memory, verify=verify)
+    with progress.running(opened.footer.stream_size):
+        if not isinstance(opened.source, FileSource):
+            read(advance=progress.add)
+            return memory
+        filler = Filler(memory, opened.source.fd, opened.footer.chunk_size)
+        with filler, filler:
+            read(fill=filler.fill, advance=progress.add)
     return memory
 
 
@@ -240,6 +253,7 @@ def _read_chunks(
     *,
     verify: bool,
     fill: Callable[[int, int], bool] = lambda low, high: False,
+    advance: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Read chunks to their places in memory for the whole stream, and verify them, on as many
     threads as it pays."""
@@ -252,16 +266,17 @@ def _read_chunks(
             data = opened.read(number, data)
         if verify or len(data) < high - low:
             opened.check(number, data)
+        advance(high - low)
 
     size = len(chunks) * opened.footer.chunk_size
     companions.run_all((partial(read, number) for number in chunks), size=size)
 
 
-def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
+def _mapped(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     """The stream as a private mapping of the file: pages come when they are touched, and writing
     to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
     if not isinstance(opened.source, FileSource):
-        return _copied(opened, verify=True)
+        return _copied(opened, progress, verify=True)
     footer = opened.footer
     memory = _mmap.mmap(opened.source.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
     stream = memoryview(memory)
@@ -271,11 +286,12 @@ def _mapped(opened: Opened, *, verify: bool) -> _mmap.mmap:
     def check(number: int) -> None:
         low, high = opened.chunk_span(number)
         opened.check(number, stream[low:high])
+        progress.add(high - low)
 
     size = footer.stream_size if verify else 0
-    companions.run_all(
-        (partial(check, number) for number in range(first, opened.chunks)), size=size
-    )
+    numbers = range(first, opened.chunks)
+    with progress.running(sum(map(opened.chunk_size, numbers))):
+        companions.run_all((partial(check, number) for number in numbers), size=size)
     return memory
 
 

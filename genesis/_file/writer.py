@@ -74,6 +74,12 @@ def _wait_for_idleness() -> None:
 
 
 _Place = Replacement | Elsewhere
+_Advance = Callable[[int], object]
+"""Called with the bytes of each piece of the stream that is written."""
+
+
+def _untold(size: int) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +130,7 @@ def plan(
     return Job(made, encode(made.pickler, metadata=given, mark=mark))
 
 
-def save(path: str, job: Job) -> Written:
+def save(path: str, job: Job, advance: _Advance = _untold) -> Written:
     """Write a planned state, copying it window by window: memory is bounded for any size.
 
     Raises:
@@ -136,7 +142,7 @@ def save(path: str, job: Job) -> Written:
     with place, place, arenas.borrow(size) as arena:
         place.begin()
         _wait_for_room(place, job)
-        return _commit(place, job, _filled_windows(job.plan, arena))
+        return _commit(place, job, _filled_windows(job.plan, arena), advance)
 
 
 def _filled_windows(plan: Plan, arena: Arena) -> Iterator[tuple[int, memoryview]]:
@@ -198,7 +204,7 @@ def _may_change_and_is_small(piece: Piece) -> bool:
     return piece[1] < SMALL and not piece[4]
 
 
-def save_staged(path: str, job: Job, arena: Arena) -> Written:
+def save_staged(path: str, job: Job, arena: Arena, advance: _Advance = _untold) -> Written:
     """Write a state that stands in an arena, complete but for the skeleton. Raises as `save`."""
     place = replacement(path, is_sound=is_sound)
     with place, place:
@@ -209,7 +215,7 @@ def save_staged(path: str, job: Job, arena: Arena) -> Written:
             (start, arena.view[start : min(start + _STAGED_WINDOW, job.size)])
             for start in range(0, job.size, _STAGED_WINDOW)
         )
-        return _commit(place, job, windows)
+        return _commit(place, job, windows, advance)
 
 
 def remove(path: str) -> bool:
@@ -223,9 +229,11 @@ def remove(path: str) -> bool:
         return place.remove()
 
 
-def _commit(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -> Written:
+def _commit(
+    place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]], advance: _Advance
+) -> Written:
     began = time.perf_counter()
-    size = _write(place, job, windows)
+    size = _write(place, job, windows, advance)
     written = time.perf_counter()
     place.sync(size)
     place.commit()
@@ -262,7 +270,9 @@ def _wait_for_room(place: _Place, job: Job) -> None:
         _freeing.wait()
 
 
-def _write(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -> int:
+def _write(
+    place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]], advance: _Advance
+) -> int:
     """Checksum and write each window, one behind the other; return the size of the file.
 
     Whole blocks are written directly where that is possible, the tail with the trailer through the
@@ -273,6 +283,7 @@ def _write(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -
         place.start_direct()
     digests: list[int] = []
     tail = b""
+    before = 0
     behind = _Behind()
     with behind, behind:
         for start, view in windows:
@@ -280,6 +291,8 @@ def _write(place: _Place, job: Job, windows: Iterator[tuple[int, memoryview]]) -
             whole = view[: max(body - start, 0)]
             tail = bytes(view[len(whole) :])
             behind.run(partial(place.write, whole, start), last=start + len(view) == job.size)
+            advance(before)  # the window before this one: it was waited for
+            before = len(view)
     place.stop_direct()
     skeleton = job.plan.skeleton_offset
     trailer = layout.encode_trailer(
