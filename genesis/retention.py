@@ -37,6 +37,7 @@ class Checkpoint:
         order: higher than in every file that the manager wrote before; 0 where another writer
             made it.
         modified: when the file was last changed, in nanoseconds since 1970.
+        stall: seconds for which its call of save kept the training, of a background save.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Checkpoint:
     time: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict, hash=False)
     problem: str = ""
+    stall: float | None = None
 
     def __fspath__(self) -> str:
         return self.path

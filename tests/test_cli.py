@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -17,11 +18,23 @@ from optional import needs_torch, torch
 import genesis
 from genesis.retention import LastN
 
+typer = pytest.importorskip("typer")
 typer_testing = pytest.importorskip("typer.testing")
 
 from genesis.cli import app  # noqa: E402
 
-COMMANDS = ["convert", "diff", "inspect", "ls", "prune", "recover", "verify"]
+# The options of each command, beside --help.
+COMMANDS = {
+    "bench": "--size --tensors --repeat --dir --plot --json",
+    "convert": "--to --drop --overwrite --trust",
+    "diff": "--json --trust",
+    "inspect": "--json",
+    "ls": "--name --metric --mode --json",
+    "prune": "--keep-last --keep-best --keep-every --name --dry-run",
+    "recover": "",
+    "report": "--output -o --name --metric --mode",
+    "verify": "--quiet -q",
+}
 
 
 def run(*arguments: object, status: int = 0) -> str:
@@ -53,6 +66,33 @@ def damage(path: Path) -> None:
 def test_every_command_has_a_help(command: str) -> None:
     assert "Usage" in run(command, "--help")
     assert command in run("--help")
+
+
+def test_the_help_says_what_each_command_and_option_is_for() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert set(commands) == set(COMMANDS)
+    for name, command in commands.items():
+        options = [word for each in command.params for word in each.opts if word[0] == "-"]
+        assert options == COMMANDS[name].split()
+        told = [command.help.splitlines()[0], *(each.help for each in command.params)]
+        assert all(text[0].isupper() and text.endswith(".") for text in told), told
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(words: str) -> set[str]:
+        place = str(len(words.split(" ")) - 1)
+        asked = {"_GENESIS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
+        done = subprocess.run(
+            [sys.executable, "-c", "from genesis.cli import app; app(prog_name='genesis')"],
+            env={**os.environ, **asked},
+            capture_output=True,
+            text=True,
+        )
+        return set(done.stdout.split())
+
+    assert completed("genesis re") == {"recover", "report"}
+    assert "--keep-last" in completed("genesis prune --keep")
+    assert "--show-completion" in run("--help")
 
 
 def test_it_is_a_module_and_a_command(folder: Path) -> None:
@@ -119,6 +159,11 @@ def test_no_command_runs_code_of_a_file(tmp_path: Path) -> None:
     run("verify", path)
     run("diff", path, path, status=2)
     run("convert", path, tmp_path / "g.pth", status=2)
+    (tmp_path / "epoch_000001.pth").write_bytes(path.read_bytes())
+    run("ls", tmp_path)
+    run("report", tmp_path, "-o", tmp_path / "r.html")
+    run("recover", path)
+    run("prune", tmp_path, "--keep-last", 1)
     assert not (tmp_path / "ran").exists()
     run("diff", "--trust", path, path)
     assert (tmp_path / "ran").exists()

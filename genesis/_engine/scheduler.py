@@ -37,9 +37,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .._file import writer
+from .._file import layout, writer
 from .._file.layout import Mark
 from .._options import SaveChoices
 from .._os.staging import Arena
@@ -413,6 +413,9 @@ class Scheduler:
         task.job.plan.release()
         staged = time.perf_counter()
         task.future._resolve_captured()
+        if task.request.mark is not None:
+            stalled = layout.with_stall(task.job.index, task.stall)
+            task.job = replace(task.job, index=stalled)
         progress = task.future._progress
         with progress.running(task.job.size):
             written = writer.save_staged(task.request.path, task.job, task.arena, progress.add)

@@ -70,12 +70,14 @@ class Mark:
         step: of the training.
         time: seconds since 1970 when it was saved, 0.0 where that is not told.
         metrics: numbers of that step; may be inf and nan.
+        stall: seconds for which the call kept the training, of a background save; else ``None``.
     """
 
     order: int = 0
     step: int | None = None
     time: float = 0.0
     metrics: dict[str, float] = field(default_factory=dict)
+    stall: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +121,11 @@ def encode_index(
     if mark is not None:
         record |= _encode_mark(mark)
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
+
+
+def with_stall(index: bytes, seconds: float) -> bytes:
+    """An encoded index with the stall of its save, which is known when the state is captured."""
+    return index[:-1] + b',"stall":%.6f}' % seconds
 
 
 def encode_trailer(
@@ -233,7 +240,7 @@ def _encode_mark(mark: Mark) -> dict[str, Any]:
 
 def _mark_of(record: dict[str, Any]) -> Mark:
     """What a manager wrote; what is not of its kind is as if it were not there."""
-    order, step, time = (record.get(key) for key in ("order", "step", "time"))
+    order, step, time, stall = (record.get(key) for key in ("order", "step", "time", "stall"))
     metrics = record.get("metrics")
     return Mark(
         order if type(order) is int and order > 0 else 0,
@@ -244,6 +251,7 @@ def _mark_of(record: dict[str, Any]) -> Mark:
             for name, value in (metrics.items() if isinstance(metrics, dict) else ())
             if type(value) in (int, float) or value in _NONFINITE
         },
+        stall if type(stall) is float else None,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import typer
 
 from .._version import __version__
-from . import convert, diff, inspect, ls, prune, recover, verify
+from . import bench, convert, diff, inspect, ls, prune, recover, report, verify
 from .output import fails_with_a_message
 
 app = typer.Typer(
@@ -20,7 +20,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for _module in (inspect, verify, ls, diff, prune, recover, convert):
+for _module in (inspect, verify, ls, diff, prune, recover, convert, bench, report):
     app.command()(fails_with_a_message(_module.run))  # named after the function that it wraps
 
 

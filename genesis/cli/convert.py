@@ -11,7 +11,7 @@ import typer
 from .._load import inspect, load
 from .._save import save
 from .diff import TRUST
-from .output import say, size
+from .output import in_one_step, say, size
 
 FORMATS = {
     ".safetensors": "safetensors",
@@ -26,7 +26,7 @@ FORMATS = {
 def run(
     source: Path = typer.Argument(help="A file of genesis, torch, safetensors or NumPy (.npz)."),
     target: Path = typer.Argument(help="The file to make."),
-    to: str = typer.Option("", help="genesis, torch, safetensors or npz, if the ending misleads."),
+    to: str = typer.Option("", help="Overrules the ending: genesis, torch, safetensors or npz."),
     drop: bool = typer.Option(False, "--drop", help="Leave out what the format cannot hold."),
     overwrite: bool = typer.Option(False, "--overwrite", help="Replace a file that is there."),
     trust: bool = TRUST,
@@ -110,7 +110,7 @@ def _write_genesis(state: Any, target: Path, drop: bool) -> None:
 def _write_torch(state: Any, target: Path, drop: bool) -> None:
     import torch
 
-    _in_one_step(target, lambda path: torch.save(state, path))
+    in_one_step(target, lambda path: torch.save(state, path))
 
 
 def _write_safetensors(state: Any, target: Path, drop: bool) -> None:
@@ -121,13 +121,13 @@ def _write_safetensors(state: Any, target: Path, drop: bool) -> None:
 
         # Each with memory of its own: the format knows no ties.
         tensors = {name: torch.as_tensor(value).clone() for name, value in arrays.items()}
-        _in_one_step(target, lambda path: save_file(tensors, path))
+        in_one_step(target, lambda path: save_file(tensors, path))
     else:
         import numpy as np
         from safetensors.numpy import save_file as save_arrays
 
         copies = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
-        _in_one_step(target, lambda path: save_arrays(copies, path))
+        in_one_step(target, lambda path: save_arrays(copies, path))
 
 
 def _write_npz(state: Any, target: Path, drop: bool) -> None:
@@ -139,7 +139,7 @@ def _write_npz(state: Any, target: Path, drop: bool) -> None:
         with Path(path).open("wb") as file:
             np.savez(file, **arrays)
 
-    _in_one_step(target, write)
+    in_one_step(target, write)
 
 
 def _as_numpy(name: str, value: Any) -> Any:
@@ -149,16 +149,6 @@ def _as_numpy(name: str, value: Any) -> Any:
         return np.asarray(value.detach() if hasattr(value, "detach") else value)
     except TypeError as exc:
         raise ValueError(f"{name} is {value.dtype}, which NumPy has no such thing as") from exc
-
-
-def _in_one_step(target: Path, write: Callable[[str], object]) -> None:
-    """Have a file written beside its place, and renamed to it."""
-    made = target.with_name(f".{target.name}.converting")
-    try:
-        write(str(made))
-        made.replace(target)
-    finally:
-        made.unlink(missing_ok=True)
 
 
 def flat(state: Any, target: Path, drop: bool) -> dict[str, Any]:

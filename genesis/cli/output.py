@@ -107,5 +107,11 @@ def age(moment: float) -> str:
     return f"{seconds:.0f} s"
 
 
-File = Path
-"""A path as an argument."""
+def in_one_step(target: Path, write: Callable[[str], object]) -> None:
+    """Have a file written beside its place, and renamed to it."""
+    made = target.with_name(f".{target.name}.making")
+    try:
+        write(str(made))
+        made.replace(target)
+    finally:
+        made.unlink(missing_ok=True)

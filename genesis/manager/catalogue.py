@@ -66,6 +66,7 @@ class Catalogue:
             time=mark.time or status.st_mtime_ns / 1e9,
             metrics=mark.metrics,
             problem=problem,
+            stall=mark.stall,
         )
 
 
