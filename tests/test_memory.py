@@ -118,6 +118,17 @@ print(sum(ref() is not None for ref in alive))
     assert measure(source, tmp_path / "x") == 0
 
 
+def test_a_part_takes_the_memory_of_that_part(tmp_path: Path) -> None:
+    source = """
+genesis.save(state(128 * MB, parts=16), path)
+genesis.load(path, only="x1")
+before = mark()
+part = genesis.load(path, only="x3")
+print(json.dumps(status("VmHWM") - before))
+"""
+    assert measure(source, tmp_path / "x") < 8 * MB + 6 * MB
+
+
 def test_a_mapped_load_reads_nothing_that_is_not_touched(tmp_path: Path) -> None:
     load = (
         "genesis.save(made, path); made.clear(); before = mark(); "

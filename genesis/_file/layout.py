@@ -96,6 +96,11 @@ def digest(data: Any) -> int:
     return xxhash.xxh3_64_intdigest(data)
 
 
+new_digest = xxhash.xxh3_64
+"""A digest of bytes that come in parts: `update` takes one, `intdigest` gives what `digest` gives
+of all of them."""
+
+
 def header(data_size: int) -> bytes:
     """The 64 bytes before a data region of `data_size` bytes."""
     return _HEADER.pack(_HEADER_START[:4], _IDENTIFIER, b"0\x96", data_size)
@@ -258,24 +263,26 @@ def _mark_of(record: dict[str, Any]) -> Mark:
 _NONFINITE = ("inf", "-inf", "nan")
 
 
-def check_header(path: str, start: bytes, between: bytes, footer: Footer) -> int:
-    """Check header and prologue byte by byte; return the length of the data region.
-
-    Args:
-        start: the first 64 bytes of the file.
-        between: the bytes from the end of the data region to the skeleton.
+def check_prologue(path: str, between: bytes, offset: int) -> None:
+    """Check the bytes from the end of the data region, which is at `offset`, to the skeleton.
 
     Raises:
         ChecksumError: they are not those of version 1.
     """
-    size = data_size(path, start, footer)
     if between not in (_PROLOGUE_PLAIN, _PROLOGUE_TORCH):
-        raise ChecksumError(path, "the prologue is damaged", HEADER_SIZE + size)
-    return size
+        raise ChecksumError(path, "the prologue is damaged", offset)
 
 
 def data_size(path: str, start: bytes, footer: Footer) -> int:
-    """The length of the data region that a header states, checked against the footer."""
+    """The length of the data region that a header states. The header is checked byte by byte, and
+    against the footer.
+
+    Args:
+        start: the first 64 bytes of the file.
+
+    Raises:
+        ChecksumError: it is not that of version 1.
+    """
     size = int.from_bytes(start[56:64], "little")
     room = footer.skeleton_offset - HEADER_SIZE - size
     fits = len(_PROLOGUE_PLAIN) <= room <= len(_PROLOGUE_TORCH)
@@ -284,14 +291,17 @@ def data_size(path: str, start: bytes, footer: Footer) -> int:
     return size
 
 
-def check_chunk(path: str, number: int, data: Any, expected: int, chunk_size: int) -> None:
-    """Compare one chunk with its digest.
+def check_chunk(path: str, number: int, found: int, expected: int, span: tuple[int, int]) -> None:
+    """Compare the digest of one chunk with the one that the file has of it.
+
+    Args:
+        span: the offsets where the chunk begins and ends.
 
     Raises:
         ChecksumError: they differ.
     """
-    if digest(data) != expected:
-        offset = number * chunk_size
+    if found != expected:
+        low, high = span
         raise ChecksumError(
-            path, f"the {len(data):,} bytes of chunk {number} do not match their checksum", offset
+            path, f"the {high - low:,} bytes of chunk {number} do not match their checksum", low
         )

@@ -1,16 +1,13 @@
-"""One blocking save, load or check: planning, format and atomic replacement put together.
+"""One blocking load or check: chunks, skeleton and the backup put together.
 
-Runs on the caller's thread and companions. It keeps nothing between calls but staging memory and a
-thread that may still free an old file, and takes no turns: that is the writer's part.
+Runs on the caller's thread and companions, and keeps nothing between calls.
 """
 
 from __future__ import annotations
 
 import mmap as _mmap
 import warnings
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -31,47 +28,12 @@ from .._pickle.region import ApartRegion, Region
 from .._progress import Progress
 from .._public import level_of_caller
 from .._threads import companions
-from ..storage import places
 from ..storage.folder import FileSource
 from ..storage.local import BACKUP_SUFFIX
 from ..storage.protocols import Source
 from . import layout
-from .plain import load_pickle, read_pickle, refuse_folder, refuse_other_kinds
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """An open genesis file whose trailer is checked, and whose chunks are not."""
-
-    path: str
-    source: Source
-    footer: layout.Footer
-    digests: tuple[int, ...]
-    index: layout.Index
-    data_size: int
-
-    @property
-    def chunks(self) -> int:
-        return self.footer.chunks
-
-    def chunk_span(self, number: int) -> tuple[int, int]:
-        """The offsets where a chunk begins and ends."""
-        low = number * self.footer.chunk_size
-        return low, min(low + self.footer.chunk_size, self.footer.stream_size)
-
-    def chunk_size(self, number: int) -> int:
-        """Bytes of a chunk."""
-        low, high = self.chunk_span(number)
-        return high - low
-
-    def check(self, number: int, data: Any) -> None:
-        """Compare the bytes of a chunk with its digest; raise `ChecksumError` if they differ."""
-        layout.check_chunk(self.path, number, data, self.digests[number], self.footer.chunk_size)
-
-    def read(self, number: int, target: memoryview) -> memoryview:
-        """Read a chunk to the start of `target`; return the part that was filled."""
-        low, high = self.chunk_span(number)
-        return target[: self.source.read_into(target[: high - low], low)]
+from .chunks import Opened, open_file, read_chunks, read_spans, reading
+from .plain import load_pickle, read_pickle, refuse_other_kinds
 
 
 def load(path: str, choices: LoadChoices, progress: Progress) -> Any:
@@ -110,7 +72,7 @@ def _recovered(state: Any, what: str) -> Any:
 
 def _load_one(path: str, choices: LoadChoices, progress: Progress) -> Any:
     map_location = choices.map_location
-    with _reading(path) as source:
+    with reading(path) as source:
         try:
             opened = open_file(path, source)
         except NotACheckpointError:
@@ -152,90 +114,41 @@ def _load_one(path: str, choices: LoadChoices, progress: Progress) -> Any:
 def _load_part(path: str, choices: LoadChoices, progress: Progress) -> Any:
     """The part of a state that `only` asks for, by itself where that can be told from the rest."""
     assert choices.only is not None
-    if not (choices.mmap or choices.weights_only):
-        with _reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
+    if not choices.weights_only:
+        with reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
             return _read_part(open_file(path, source), choices.only, choices, progress)
     return sketch.chosen(_load_one(path, choices, progress), choices.only)
 
 
 def _read_part(opened: Opened, only: Only, choices: LoadChoices, progress: Progress) -> Any:
-    memory = private_memory(opened.footer.stream_size)
     verify = choices.verify is not False
-    around = _around_data(opened)
-    _read_chunks(opened, around, memory, verify=verify)
-    region, skeleton, _ = _split(opened, memory, mapped=False)
-    tree = sketch.chosen(
-        sketch.sketch(skeleton, pickler=opened.index.pickler, map_location=choices.map_location),
-        only,
-    )
-    spans = sorted(sketch.ranges(tree))
-    chunks = _chunks_of(opened, spans) - around
-    with progress.running(sum(map(opened.chunk_size, chunks))):
-        _read_chunks(opened, chunks, memory, verify=verify, advance=progress.add)
-    part = sketch.made(tree, region, map_location=choices.map_location)
-    if isinstance(region, ApartRegion):
-        _discard_between(region, spans, opened.data_size)
-    return part
+    if choices.mmap:
+        memory = _mapped(opened, progress, verify=bool(choices.verify))
+    else:
+        memory = _skeleton_alone(opened, verify=verify)
+    region, skeleton, _ = _split(opened, memory, mapped=choices.mmap)
+    location = choices.map_location
+    part = sketch.part_of(skeleton, only, pickler=opened.index.pickler, map_location=location)
+    spans = sketch.ranges(part)
+    if not choices.mmap:
+        base = layout.HEADER_SIZE
+        wanted = [(base + low, base + high) for low, high in spans]
+        read_spans(opened, wanted, memory, progress, verify=verify)
+    return sketch.made(part, region, map_location=location)
 
 
-def _around_data(opened: Opened) -> set[int]:
-    """The chunks in which header, prologue and skeleton stand."""
-    end_of_data = layout.HEADER_SIZE + opened.data_size
-    return {0, *range(end_of_data // opened.footer.chunk_size, opened.chunks)}
-
-
-def _chunks_of(opened: Opened, spans: list[tuple[int, int]]) -> set[int]:
-    """The chunks in which parts of the data region stand."""
-    size, base = opened.footer.chunk_size, layout.HEADER_SIZE
-    found: set[int] = set()
-    for low, high in spans:
-        found.update(range((base + low) // size, (base + max(high, low + 1) - 1) // size + 1))
-    return found
-
-
-def _discard_between(region: ApartRegion, spans: list[tuple[int, int]], size: int) -> None:
-    """Give back what was read with the chunks and belongs to no array that was asked for."""
-    end = 0
-    for low, high in [*spans, (size, size)]:
-        if low > end:
-            region.discard(layout.HEADER_SIZE + end, layout.HEADER_SIZE + low)
-        end = max(end, high)
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[Source]:
-    """`storage.places.reading`, with an error for a folder that says what it is a checkpoint of."""
-    try:
-        with places.reading(path) as source:
-            yield source
-    except IsADirectoryError as exc:
-        if exc.filename != path:
-            raise
-        refuse_folder(path)
-
-
-def open_file(path: str, source: Source) -> Opened:
-    """Check the ends and the trailer of an open file.
-
-    Raises:
-        CorruptCheckpointError: they are damaged.
-        NotACheckpointError: it is no genesis file.
-    """
-    size = source.size()
-    start = source.read(layout.HEADER_SIZE, 0)
-    end = source.read(layout.FOOTER_SIZE, max(size - layout.FOOTER_SIZE, 0))
-    if not layout.is_ours(start, end):
-        raise NotACheckpointError(path, "this is not a genesis file", 0)
-    footer = layout.decode_footer(path, end, size)
-    body = source.read(footer.trailer_size, footer.stream_size)
-    digests, index = layout.decode_trailer(path, footer, body)
-    return Opened(path, source, footer, digests, index, layout.data_size(path, start, footer))
+def _skeleton_alone(opened: Opened, *, verify: bool) -> _mmap.mmap:
+    """Memory for the stream, with prologue and skeleton in it and nothing else."""
+    memory = private_memory(opened.footer.stream_size)
+    around = [(opened.end_of_data, opened.footer.stream_size)]
+    read_spans(opened, around, memory, Progress(), verify=verify)
+    return memory
 
 
 def _copied(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     """The stream in fresh memory."""
     memory = private_memory(opened.footer.stream_size)
-    read = partial(_read_chunks, opened, range(opened.chunks), memory, verify=verify)
+    read = partial(read_chunks, opened, range(opened.chunks), memory, verify=verify)
     with progress.running(opened.footer.stream_size):
         if not isinstance(opened.source, FileSource):
             read(advance=progress.add)
@@ -246,32 +159,6 @@ def _copied(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     return memory
 
 
-def _read_chunks(
-    opened: Opened,
-    chunks: Collection[int],
-    memory: _mmap.mmap,
-    *,
-    verify: bool,
-    fill: Callable[[int, int], bool] = lambda low, high: False,
-    advance: Callable[[int], object] = lambda size: None,
-) -> None:
-    """Read chunks to their places in memory for the whole stream, and verify them, on as many
-    threads as it pays."""
-    stream = memoryview(memory)
-
-    def read(number: int) -> None:
-        low, high = opened.chunk_span(number)
-        data = stream[low:high]
-        if not fill(low, high):
-            data = opened.read(number, data)
-        if verify or len(data) < high - low:
-            opened.check(number, data)
-        advance(high - low)
-
-    size = len(chunks) * opened.footer.chunk_size
-    companions.run_all((partial(read, number) for number in chunks), size=size)
-
-
 def _mapped(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     """The stream as a private mapping of the file: pages come when they are touched, and writing
     to them changes no file. Only what is read now is verified, unless `verify` asks for all."""
@@ -280,8 +167,7 @@ def _mapped(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
     footer = opened.footer
     memory = _mmap.mmap(opened.source.fd, footer.stream_size, access=_mmap.ACCESS_COPY)
     stream = memoryview(memory)
-    end_of_data = layout.HEADER_SIZE + opened.data_size
-    first = 0 if verify else end_of_data // footer.chunk_size
+    first = 0 if verify else opened.end_of_data // footer.chunk_size
 
     def check(number: int) -> None:
         low, high = opened.chunk_span(number)
@@ -298,12 +184,11 @@ def _mapped(opened: Opened, progress: Progress, *, verify: bool) -> _mmap.mmap:
 def _split(
     opened: Opened, memory: _mmap.mmap, *, mapped: bool
 ) -> tuple[Region, memoryview, loading.LetGo | None]:
-    """The data region and the skeleton of a stream, and how to let go of parts of the latter;
-    header and prologue are checked."""
+    """The data region and the skeleton of a stream, and how to let go of parts of the latter; the
+    prologue is checked."""
     view = memoryview(memory)
-    start, end = opened.footer.skeleton_offset, layout.HEADER_SIZE + opened.data_size
-    head, between = bytes(view[: layout.HEADER_SIZE]), bytes(view[end:start])
-    layout.check_header(opened.path, head, between, opened.footer)
+    start, end = opened.footer.skeleton_offset, opened.end_of_data
+    layout.check_prologue(opened.path, bytes(view[end:start]), end)
     if mapped or not dumping.keeps_arrays_apart(view[start:]):
         return Region(view[layout.HEADER_SIZE : end]), view[start:], None
     region = ApartRegion(memory, layout.HEADER_SIZE, opened.data_size)
@@ -325,10 +210,8 @@ def verify(path: str, source: Source) -> tuple[Opened, bytes]:
     buffer = memoryview(bytearray(min(footer.chunk_size, footer.stream_size)))
     for number in range(opened.chunks):
         opened.check(number, opened.read(number, buffer))
-    end = layout.HEADER_SIZE + opened.data_size
-    start = source.read(layout.HEADER_SIZE, 0)
-    between = source.read(footer.skeleton_offset - end, end)
-    layout.check_header(path, start, between, footer)
+    end = opened.end_of_data
+    layout.check_prologue(path, source.read(footer.skeleton_offset - end, end), end)
     size = footer.stream_size - footer.skeleton_offset
     return opened, source.read(size, footer.skeleton_offset)
 
@@ -340,7 +223,7 @@ def outline(path: str) -> Any:
     """
     from .. import _safe
 
-    with _reading(path) as source:
+    with reading(path) as source:
         try:
             opened, skeleton = verify(path, source)
         except NotACheckpointError:
@@ -359,13 +242,12 @@ def contents(path: str) -> tuple[int, layout.Index | None, Any]:
     `verify`."""
     from .. import _safe
 
-    with _reading(path) as source:
+    with reading(path) as source:
         try:
             opened = open_file(path, source)
         except NotACheckpointError:
             return source.size(), None, _safe.outline(read_pickle(path, source), path=path)
-        memory = private_memory(opened.footer.stream_size)
-        _read_chunks(opened, _around_data(opened), memory, verify=True)
+        memory = _skeleton_alone(opened, verify=True)
     _, skeleton, _ = _split(opened, memory, mapped=True)
     outline = _safe.outline(
         skeleton,
@@ -379,7 +261,7 @@ def contents(path: str) -> tuple[int, layout.Index | None, Any]:
 def metadata(path: str) -> dict[str, Any]:
     """What a save was given as metadata; of the file only header, footer and index are read. Raises
     as `verify`."""
-    with _reading(path) as source:
+    with reading(path) as source:
         try:
             return open_file(path, source).index.metadata
         except NotACheckpointError as exc:
@@ -410,13 +292,13 @@ def holds_something(path: str, part: str | None = None) -> bool:
 
 def _is_blank(path: str) -> bool:
     """Whether a file has no bytes at all, as one that was made to reserve its name."""
-    with _reading(path) as source:
+    with reading(path) as source:
         return source.size() == 0
 
 
 def _has_arrays(path: str) -> bool:
     """Whether a file that genesis wrote holds bytes of any array. Reads its ends only."""
-    with _reading(path) as source, suppress(NotACheckpointError):
+    with reading(path) as source, suppress(NotACheckpointError):
         return open_file(path, source).data_size > 0
     return False
 
@@ -430,7 +312,7 @@ def _is_more(held: Any, part: str | None) -> bool:
 def is_sound(path: str) -> bool:
     """Whether the file at `path` is a whole genesis file, or one whole pickle of another writer."""
     try:
-        with _reading(path) as source:
+        with reading(path) as source:
             _check_any(path, source)
     except (OSError, CorruptCheckpointError):
         return False

@@ -1,4 +1,4 @@
-"""One blocking save, load or check: planning, format and atomic replacement put together.
+"""One blocking save: planning, format and atomic replacement put together.
 
 Runs on the caller's thread and companions. It keeps nothing between calls but staging memory and a
 thread that may still free an old file, and takes no turns: that is the writer's part.

@@ -14,7 +14,6 @@ import io
 import re
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 from .._options import Only
@@ -22,7 +21,7 @@ from .._threads.interrupts import CollectorPaused
 from .loading import PRIMER, storage_maker, unpickler_class
 from .region import Region
 
-_LATER = {
+_MAKERS = {
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_tensor_v3"),
     ("torch._utils", "_rebuild_parameter"),
@@ -43,11 +42,21 @@ class SketchError(Exception):
     """There is something in the state of which nobody can tell what it does with its arrays."""
 
 
-class Later(partial[Any]):
-    """A call that makes a tensor, an array or a part of one: a `partial`, since that notes its
-    arguments in C."""
+_LATER = object()
 
-    __slots__ = ()
+
+def _later(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Stands for a function that makes a tensor, an array or a part of one: gives a call of it as a
+    tuple, marked. There are thousands, and nothing else is made as quickly."""
+
+    def note(*args: Any) -> Any:
+        return _LATER, function, args
+
+    return note
+
+
+def _is_later(part: tuple[Any, ...]) -> bool:
+    return len(part) == 3 and part[0] is _LATER
 
 
 def _storage(data: object, order: object, size: int, low: int, dtype: object) -> NoReturn:
@@ -67,28 +76,35 @@ class _Data:
 _DATA = _Data()
 
 
-def sketch(skeleton: memoryview, *, pickler: str, map_location: Any = None) -> Any:
-    """The state of a skeleton, with `Later` for each tensor and array.
+def part_of(skeleton: memoryview, only: Only, *, pickler: str, map_location: Any = None) -> Any:
+    """The part of a skeleton's state that is asked for, with a note of each call that makes one of
+    its tensors or arrays.
 
     Raises:
-        SketchError: something raises where it is given one of these.
+        SketchError: something raises where it is given such a note.
+        KeyError: there is no such part.
     """
+    pause = CollectorPaused()
+    # All of the rest is gone again before the collector could look through it.
+    with pause, pause:
+        return chosen(_sketch(skeleton, pickler, map_location), only)
 
+
+def _sketch(skeleton: memoryview, pickler: str, map_location: Any) -> Any:
     class Unpickler(unpickler_class(pickler)):  # type: ignore[misc]
         def find_class(self, module: str, name: str, /) -> Any:
             if (module, name) == _NDARRAY:
-                return partial(Later, _array)
+                return _later(_array)
             found = super().find_class(module, name)
-            return partial(Later, found) if (module, name) in _LATER else found
+            return _later(found) if (module, name) in _MAKERS else found
 
-    file = io.BytesIO(PRIMER + bytes(skeleton))
-    unpickler = Unpickler(file, buffers=[_DATA, partial(Later, _storage)])
+    # Buffered, for the unpickler looks ahead then, and calls Python for each opcode otherwise.
+    file = io.BufferedReader(io.BytesIO(PRIMER + bytes(skeleton)))
+    unpickler = Unpickler(file, buffers=[_DATA, _later(_storage)])
     unpickler.map_location = map_location
     unpickler.load()
-    pause = CollectorPaused()
     try:
-        with pause, pause:
-            return unpickler.load()
+        return unpickler.load()
     except Exception as exc:
         raise SketchError from exc
 
@@ -163,13 +179,15 @@ def ranges(part: Any) -> list[tuple[int, int]]:
         if kind in _PLAIN or id(one) in seen:
             continue
         seen.add(id(one))
-        if kind is Later and one.func is _storage:
-            _, _, size, low, _ = one.args
-            found.append((low, low + size))
-        elif kind is Later:
-            if one.func is _array and len(one.args) > 2:
-                found.append(_extent(*one.args))
-            waiting += one.args
+        if kind is tuple and _is_later(one):
+            _, function, args = one
+            if function is _storage:
+                _, _, size, low, _ = args
+                found.append((low, low + size))
+                continue
+            if function is _array and len(args) > 2:
+                found.append(_extent(*args))
+            waiting += args
         elif kind in _DICTS:
             waiting += one.keys()
             waiting += one.values()
@@ -244,16 +262,17 @@ class _Making:
             container[place] = self.make(value)
 
     def _of(self, part: Any) -> Any:
-        if type(part) is tuple:
-            return tuple(map(self.make, part))
         if part is _DATA:
             return self._region.rest()
-        if type(part) is not Later:
+        if type(part) is not tuple:
             return part
-        if part.func is _storage:
-            return self._storage(*part.args)
-        arguments = map(self.make, part.args)
-        return self._array(*arguments) if part.func is _array else part.func(*arguments)
+        if not _is_later(part):
+            return tuple(map(self.make, part))
+        _, function, args = part
+        if function is _storage:
+            return self._storage(*args)
+        arguments = map(self.make, args)
+        return self._array(*arguments) if function is _array else function(*arguments)
 
     def _array(self, shape: Any, dtype: Any, *where: Any) -> Any:
         import numpy

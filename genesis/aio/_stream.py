@@ -12,7 +12,7 @@ from typing import Any
 
 from anyio import open_file
 
-from .._file import reader
+from .._file import chunks
 from .._options import FilePath
 from .._os import files
 from .._os.descriptors import Descriptor
@@ -44,7 +44,7 @@ def stream(file_path: FilePath, *, chunk_size: int = 1 << 20) -> AsyncGenerator[
 
 async def _stream(path: str, chunk_size: int) -> AsyncGenerator[bytes, None]:
     async with _descriptor(path) as fd, _open(fd) as file:
-        opened = await _bridge.call(partial(reader.open_file, path, FileSource(fd)))
+        opened = await _bridge.call(partial(chunks.open_file, path, FileSource(fd)))
         for number in range(opened.chunks):
             low, high = opened.chunk_span(number)
             chunk = await file.read(high - low)

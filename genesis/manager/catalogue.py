@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from .._errors import CorruptCheckpointError
-from .._file import reader
+from .._file import chunks
 from .._file.layout import Mark
 from .._os import files
 from .._os.descriptors import Descriptor
@@ -75,7 +75,7 @@ def _read_ends(folder: files.Directory, name: str) -> tuple[Mark, str]:
     file, path = Descriptor(), folder.join(name)
     try:
         folder.open_for_reading(file, name)
-        return reader.open_file(path, FileSource(file.number)).index.mark, ""
+        return chunks.open_file(path, FileSource(file.number)).index.mark, ""
     except CorruptCheckpointError as exc:
         return Mark(), exc.problem
     except OSError as exc:  # a symlink, or not for us to read
