@@ -13,12 +13,12 @@ from functools import partial
 from typing import Any
 
 from .._errors import NotACheckpointError
+from .._os import files
 from .._progress import Progress
 from .._threads import companions
 from ..storage import places
 from ..storage.protocols import Source
-from . import layout
-from .plain import refuse_folder
+from . import kinds, layout
 
 Span = tuple[int, int]
 """Offsets in the stream: of a first byte, and of the end of a last one."""
@@ -80,7 +80,8 @@ def reading(path: str) -> Iterator[Source]:
     except IsADirectoryError as exc:
         if exc.filename != path:
             raise
-        refuse_folder(path)
+        kind = kinds.of_folder(files.names(path))
+        raise NotACheckpointError(path, kind.problem, hint=kind.hint) from None
 
 
 def open_file(path: str, source: Source) -> Opened:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from typing import Any, NoReturn
+from typing import Any
 
 from .._errors import NotACheckpointError, RebuildError
-from .._os import files
 from .._pickle import loading, whereabouts
 from ..storage.protocols import Source
 from . import kinds
@@ -67,12 +66,6 @@ def refuse_other_kinds(path: str, source: Source) -> bytes:
     if kind := kinds.of_file(start, end, size):
         raise NotACheckpointError(path, kind.problem, 0, kind.hint)
     return start
-
-
-def refuse_folder(path: str) -> NoReturn:
-    """Refuse a folder, by name where it is another program's checkpoint."""
-    kind = kinds.of_folder(files.names(path))
-    raise NotACheckpointError(path, kind.problem, hint=kind.hint)
 
 
 def _check_form(path: str, source: Source, start: bytes) -> None:

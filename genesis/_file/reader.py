@@ -23,7 +23,7 @@ from .._options import LoadChoices, Only
 from .._os import files
 from .._os.memory import private_memory
 from .._os.userfaultfd import Filler
-from .._pickle import dumping, loading, sketch
+from .._pickle import arrays, loading, sketch
 from .._pickle.region import ApartRegion, Region
 from .._progress import Progress
 from .._public import level_of_caller
@@ -189,7 +189,7 @@ def _split(
     view = memoryview(memory)
     start, end = opened.footer.skeleton_offset, opened.end_of_data
     layout.check_prologue(opened.path, bytes(view[end:start]), end)
-    if mapped or not dumping.keeps_arrays_apart(view[start:]):
+    if mapped or not arrays.keeps_arrays_apart(view[start:]):
         return Region(view[layout.HEADER_SIZE : end]), view[start:], None
     region = ApartRegion(memory, layout.HEADER_SIZE, opened.data_size)
     return region, view[start:], lambda low, high: region.discard(start + low, start + high)

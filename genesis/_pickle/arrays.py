@@ -98,3 +98,12 @@ _NO_ARRAYS = b"\x80\x05N\x940"
 """PROTO 5, NONE, MEMOIZE, POP."""
 
 PREAMBLES = ARRAYS, _NO_ARRAYS
+
+
+def keeps_arrays_apart(skeleton: bytes | memoryview) -> bool:
+    """Whether its writer promises that no two arrays share a byte of the data region."""
+    return any(begins_with(skeleton, preamble) for preamble in PREAMBLES)
+
+
+def begins_with(skeleton: bytes | memoryview, opcodes: bytes) -> bool:
+    return skeleton[: len(opcodes)] == opcodes

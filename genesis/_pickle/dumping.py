@@ -15,7 +15,7 @@ from typing import Any
 from .._errors import UnpicklableStateError
 from .._options import Sharded
 from .._threads.interrupts import CollectorPaused
-from . import arrays, culprit, outside
+from . import culprit, outside
 from .buffers import DataRegion, Plan, RefusedObjectError
 from .by_value import ByValue, NeedsByValueError, has_name
 from .once import Once
@@ -235,12 +235,3 @@ def _is_final(error: Exception) -> bool:
 def _is_of_a_change(error: Exception) -> bool:
     """Whether a container changed while the pickler went through it."""
     return isinstance(error, RuntimeError) and "during iteration" in str(error)
-
-
-def keeps_arrays_apart(skeleton: bytes | memoryview) -> bool:
-    """Whether its writer promises that no two arrays share a byte of the data region."""
-    return any(_begins(skeleton, preamble) for preamble in arrays.PREAMBLES)
-
-
-def _begins(skeleton: bytes | memoryview, opcodes: bytes) -> bool:
-    return skeleton[: len(opcodes)] == opcodes

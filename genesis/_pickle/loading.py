@@ -17,7 +17,6 @@ from .._errors import RebuildError
 from .._threads.interrupts import CollectorPaused
 from . import arrays, outside, whereabouts
 from .by_value import constructor
-from .dumping import _begins
 from .region import NoSuchDeviceError, Region
 
 PRIMER = b"\x80\x05\x97\x940\x97\x94."
@@ -55,7 +54,7 @@ def loads(
         buffers=[region.rest(), storage_maker(region, map_location)],
     )
     unpickler.map_location = map_location
-    unpickler.region = region if _begins(skeleton, arrays.ARRAYS) else None
+    unpickler.region = region if arrays.begins_with(skeleton, arrays.ARRAYS) else None
     pause = CollectorPaused()
     with pause, pause:
         unpickler.load()
