@@ -8,7 +8,7 @@ ARGS ?=
 QUICK := tests/test_layers.py tests/test_surface.py tests/test_fs.py tests/test_format.py \
 	tests/test_numpy_objects.py tests/test_objects.py tests/test_versions.py tests/attacks/test_planted.py
 
-.PHONY: demo test check versions outside lint format bench torture clean
+.PHONY: demo test check docs versions outside lint format bench torture clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py $(ARGS)
@@ -19,6 +19,10 @@ test: .venv/installed
 # Before each commit: lint, types, and the tests that take no more than a minute together.
 check: lint
 	$(BIN)/pytest -q -x $(QUICK) $(ARGS)
+
+# The documentation site, into site/. A warning is an error: a link that leads nowhere, say.
+docs: .venv/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --clean
 
 # The whole matrix of tests/versions/matrix.py; downloads some 20 GB the first time.
 versions: .venv/installed
@@ -60,9 +64,13 @@ format: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[bench]"
 	touch $@
 
+.venv/docs: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[docs]"
+	touch $@
+
 .venv/outside: .venv/installed
 	$(BIN)/pip install -q -c constraints.txt "$$(echo dist/*.whl)[outside]"
 	touch $@
 
 clean:
-	rm -rf .venv .versions dist build .demo-* .coverage .hypothesis .mypy_cache .ruff_cache
+	rm -rf .venv .versions dist build site .demo-* .coverage .hypothesis .mypy_cache .ruff_cache

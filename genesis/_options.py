@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from ._progress import Wanted, check_progress
+from ._progress import ProgressOption, check_progress
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 Capture = Literal["copy", "deferred"]
@@ -31,7 +31,7 @@ class SaveOptions(TypedDict, total=False):
     on_busy: OnBusy
     metadata: Mapping[str, Any] | None
     sharded: Sharded
-    progress: Wanted
+    progress: ProgressOption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class SaveChoices:
     on_busy: OnBusy = "wait"
     metadata: Mapping[str, Any] | None = None
     sharded: Sharded = "refuse"
-    progress: Wanted = False
+    progress: ProgressOption = False
 
     def __post_init__(self) -> None:
         check_progress(self.progress)
@@ -60,7 +60,7 @@ class LoadOptions(TypedDict, total=False):
     weights_only: bool
     map_location: Any
     only: Only | None
-    progress: Wanted
+    progress: ProgressOption
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +72,7 @@ class LoadChoices:
     weights_only: bool = False
     map_location: Any = None
     only: Only | None = None
-    progress: Wanted = False
+    progress: ProgressOption = False
 
     def __post_init__(self) -> None:
         check_progress(self.progress)

@@ -16,14 +16,14 @@ from importlib.util import find_spec
 from typing import Any
 
 Tell = Callable[[int, int], object]
-Wanted = bool | Tell
+ProgressOption = bool | Tell
 
 _BARS = ("tqdm", "rich")
 
 
-def check_progress(wanted: Wanted) -> None:
-    """Raises `TypeError` for what is no `Wanted`, and `ModuleNotFoundError` where there is nothing
-    to show a bar with."""
+def check_progress(wanted: ProgressOption) -> None:
+    """Raises `TypeError` for what is none, and `ModuleNotFoundError` where nothing can show a
+    bar."""
     if wanted is True and not any(map(find_spec, _BARS)):
         raise ModuleNotFoundError(
             "progress=True needs tqdm or rich (pip install tqdm), or pass a callable of "
@@ -45,7 +45,7 @@ class Progress:
         total: bytes that are to be, 0 before it runs.
     """
 
-    def __init__(self, wanted: Wanted = False, what: str = "") -> None:
+    def __init__(self, wanted: ProgressOption = False, what: str = "") -> None:
         self.done = 0
         self.total = 0
         self._pieces: deque[int] = deque()

@@ -70,14 +70,16 @@ def measure(state: Any, ways: dict[str, Way], folder: Path, repeat: int) -> list
     with tempfile.TemporaryDirectory(prefix=".genesis-bench-", dir=folder) as made:
         for again in range(repeat + 1):
             for name, way in ways.items():
+                path = Path(made, "file.pth")
                 began = time.perf_counter()
-                finish = way(state, Path(made, "file.pth"))
+                finish = way(state, path)
                 stall = time.perf_counter() - began
                 if finish is not None:
                     finish()
                 if again:  # the first finds no memory warm
                     rows[name].stall.append(stall)
                     rows[name].durable.append(time.perf_counter() - began)
+                path.unlink()  # or the next would wait for what this one left to be written
     return list(rows.values())
 
 
