@@ -206,11 +206,15 @@ def _loads(results: Results) -> list[Goal]:
         ours = loads.where(peer=SYNC)
         torch = loads.where(peer="torch.save")
         best = _best(["whole", "restricted"], lambda how, t=torch: middle(t.loads(how, "warm")))
-        mapped = middle(loads.where(peer="safetensors").loads("whole", "warm"))
+        whole = middle(ours.loads("whole", "warm"))
+        mapped, one = (
+            middle(loads.where(peer="safetensors").loads(how, "warm"))
+            for how in ("whole", "partial")
+        )
         found += [
             _against(
                 f"load, verified, {state}, warm, over torch.load",
-                middle(ours.loads("whole", "warm")),
+                whole,
                 best and (f"torch.load ({WAYS[best[0]]})", best[1]),
                 0.6,
             ),
@@ -219,6 +223,18 @@ def _loads(results: Results) -> list[Goal]:
                 middle(ours.loads("mapped", "warm")),
                 None if mapped is None else ("safetensors", mapped),
                 1.0,
+            ),
+            _against(
+                f"load, one tensor, {state}, warm, over safetensors' get_tensor",
+                middle(ours.loads("partial", "warm")),
+                None if one is None else ("safetensors", one),
+                1.5,
+            ),
+            _against(
+                f"load, weights_only, {state}, warm, over the unrestricted load",
+                middle(ours.loads("restricted", "warm")),
+                None if whole is None else ("genesis.load", whole),
+                2.0,
             ),
         ]
     return found

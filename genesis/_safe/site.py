@@ -13,6 +13,7 @@ from functools import cache
 from importlib import import_module
 from itertools import chain
 from math import prod
+from operator import mul
 from typing import Any, Final
 
 from .._pickle.region import Region
@@ -29,6 +30,7 @@ MAX_OWN_HASH: Final = sys.hash_info.modulus
 FROM_BUFFER: Final = "torch UntypedStorage.from_buffer"
 CUDA: Final = "torch.storage _StorageBase.cuda"
 
+_ONLY_INTEGERS: Final = frozenset((int,))
 _SCALARS: Final = frozenset((str, int, float, complex, bytes, bool, type(None)))
 _NUMPY_KINDS: Final = "biufcSUmM"
 """Kinds of NumPy scalars that are hashed as what they stand for, without other objects."""
@@ -205,6 +207,7 @@ class Site:
         # A storage, its copy on a device, the check of sparse indices: each takes every byte of an
         # honest file once. A copied container costs 16 an item, which took a byte of the skeleton.
         self._left = 4 * self.size + 32 * text_size + 65_536
+        self._asked: dict[Callable[[], Any], Any] = {}
         self._hashes: dict[int, tuple[object, dict[int, int]]] = {}
         self._copies: dict[int, tuple[Any, Any]] = {}
         self._tuples: dict[int, tuple[Any, ...]] = {}
@@ -215,6 +218,13 @@ class Site:
         self._left -= size
         if self._left < 0:
             raise ExhaustedError("more is copied than the file holds")
+
+    def once(self, question: Callable[[], Any]) -> Any:
+        """What a function answers, which is asked once a load: what holds for all of it may take
+        longer to find out than a tensor to make."""
+        if question not in self._asked:
+            self._asked[question] = question()
+        return self._asked[question]
 
     def knows(self, thing: object) -> bool:
         """Whether somebody registered it."""
@@ -342,6 +352,9 @@ def naturals(value: object) -> tuple[int, ...]:
     """`value`, if it is a shape or strides."""
     if not isinstance(value, tuple) or len(value) > MAX_DIMENSIONS:
         raise RefusedError(f"{brief(value)} is no shape and no strides")
+    plain = type(value) is tuple and _ONLY_INTEGERS.issuperset(map(type, value))
+    if plain and (not value or (min(value) >= 0 and max(value) <= MAX_INT)):
+        return value
     return tuple(map(natural, value))
 
 
@@ -353,8 +366,11 @@ def flag(value: object) -> bool:
 
 def count_of(shape: tuple[int, ...]) -> int:
     """Elements of a shape; they must fit 63 bits even where another dimension is 0."""
-    require(prod(filter(None, shape)) <= MAX_INT, "a shape of more elements than can be counted")
-    return prod(shape)
+    count = prod(shape)
+    if not 0 < count <= MAX_INT:
+        nonzero = prod(filter(None, shape))
+        require(nonzero <= MAX_INT, "a shape of more elements than can be counted")
+    return count
 
 
 def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
@@ -362,11 +378,13 @@ def span_of(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     require(len(shape) == len(strides), "shape and strides differ in length")
     if not count_of(shape):
         return 0
-    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    span: int = 1 + sum(map(mul, shape, strides)) - sum(strides)
+    return span
 
 
 def check_range(offset: object, size: object, room: int, what: str) -> tuple[int, int]:
     """`offset` and `size`, if they lie in `room` bytes."""
     low, length = natural(offset), natural(size)
-    require(low + length <= room, f"{what} [{low:,}, {low + length:,}) of {room:,} bytes")
+    if low + length > room:
+        raise RefusedError(f"{what} [{low:,}, {low + length:,}) of {room:,} bytes")
     return low, length

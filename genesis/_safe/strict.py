@@ -116,7 +116,7 @@ class StrictWorld:
     def call(self, function: Any, arguments: Any) -> object:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
         if type(function) is Token and (build := find(function.name).build):
-            return _attempt(str(function), build, self._site, *arguments)
+            return _attempt(function, build, self._site, *arguments)
         real = self._real(function)
         if id(real) not in self._registered:
             raise RefusedError(f"a call of {brief(function)}", "REDUCE")
@@ -207,7 +207,9 @@ class StrictWorld:
         self._site.give(thing)
 
 
-def _attempt(what: str, function: Callable[..., object], *arguments: Any, **keywords: Any) -> Any:
+def _attempt(
+    what: object, function: Callable[..., object], *arguments: Any, **keywords: Any
+) -> Any:
     """Call into a framework: whatever it raises for a hostile argument is a refusal."""
     try:
         return function(*arguments, **keywords)

@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any, Final
 
 from .._os.memory import ALIGNMENT
-from .._pickle.region import Region
 from .described import (
     ArrayInfo,
     Global,
@@ -120,26 +119,33 @@ def _storage(
     if region is not REGION or site.data is None:
         raise RefusedError("a storage over memory of its own")
     require(order == "little" and dtype is _torch().uint8, "a storage of something but bytes")
-    low, length = storage_range(offset, size, site.size)
+    place = low, length = storage_range(offset, size, site.size)
     site.charge(length)
-    if (low, length) not in site.storages:
-        site.storages[low, length] = _storage_over(site.data, length, low, site.map_location)
-    return site.storages[low, length]
+    storage = site.storages.get(place)
+    if storage is None:
+        storage = site.storages[place] = _storage_over(site, length, low, dtype)
+    return storage
 
 
-def _storage_over(region: Region, size: int, offset: int, where: object) -> object:
-    from .._pickle.torch import storage_maker
-
+def _storage_over(site: Site, size: int, offset: int, dtype: object) -> object:
+    where = site.map_location
     try:
-        return storage_maker()(region, size, offset, _torch().uint8, where)
+        return site.once(_storage_maker)(site.data, size, offset, dtype, where)
     except RuntimeError as exc:
         raise RefusedError(f"no storage at {where!r} ({exc})", hint=_ON_HOST) from exc
+
+
+def _storage_maker() -> Any:
+    from .._pickle.torch import storage_maker
+
+    return storage_maker()
 
 
 def storage_range(offset: object, size: object, room: int) -> tuple[int, int]:
     """Offset and size of a storage's bytes, if they lie within `room` bytes and are aligned."""
     low, length = check_range(offset, size, room, "a storage lies at")
-    require(not low % ALIGNMENT, f"a storage lies at {low:,}, which is no multiple of {ALIGNMENT}")
+    if low % ALIGNMENT:
+        raise RefusedError(f"a storage lies at {low:,}, which is no multiple of {ALIGNMENT}")
     return low, length
 
 
@@ -173,13 +179,15 @@ def _device_index(index: object) -> int:
 @builds("torch.multiprocessing.reductions rebuild_typed_storage")
 def _typed_storage(site: Site, storage: Any, dtype: Any) -> object:
     torch = _torch()
-    require(type(storage) is torch.UntypedStorage, f"{brief(storage)} as a storage")
+    if type(storage) is not torch.UntypedStorage:
+        raise RefusedError(f"{brief(storage)} as a storage")
     _check_dtype(dtype)
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=dtype, _internal=True)
 
 
 def _check_dtype(dtype: object) -> None:
-    require(type(dtype) is _torch().dtype, f"{brief(dtype)} as the dtype of a tensor")
+    if type(dtype) is not _torch().dtype:
+        raise RefusedError(f"{brief(dtype)} as the dtype of a tensor")
 
 
 # Tensors ------------------------------------------------------------------------------------
@@ -196,10 +204,18 @@ def _tensor(
     hooks: object,
     metadata: object = None,
 ) -> object:
-    require(type(storage) is _torch().storage.TypedStorage, f"{brief(storage)} under a tensor")
+    if type(storage) is not _torch().storage.TypedStorage:
+        raise RefusedError(f"{brief(storage)} under a tensor")
     _check_view(site, storage._untyped_storage, storage.dtype, offset, size, stride)
     rest = flag(requires_grad), _hooks(hooks), _metadata(metadata, storage.dtype)
-    return _torch()._utils._rebuild_tensor_v2(storage, offset, size, stride, *rest)
+    return site.once(_tensor_maker)(storage, offset, size, stride, *rest)
+
+
+def _tensor_maker() -> Any:
+    from .._pickle.torch import constructor
+
+    module, name = "torch._utils", "_rebuild_tensor_v2"
+    return constructor(module, name, None) or getattr(framework(module), name)
 
 
 @builds("torch._utils _rebuild_tensor_v3")
@@ -250,9 +266,10 @@ def check_view(offset: object, size: object, stride: object, item: int, room: in
     """
     low, sizes, steps = natural(offset), naturals(size), naturals(stride)
     span = span_of(sizes, steps)
-    require((low + span) * item <= MAX_INT, "a tensor beyond all memory")
     end = (low + span) * item
-    require(not span or end <= room, f"a tensor ends at byte {end:,} of {room:,}")
+    require(end <= MAX_INT, "a tensor beyond all memory")
+    if span and end > room:
+        raise RefusedError(f"a tensor ends at byte {end:,} of {room:,}")
     return count_of(sizes)
 
 

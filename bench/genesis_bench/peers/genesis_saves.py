@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from ..states import Tree
-from .base import How, Peer, Ticket, copied, ticket
+from .base import How, Peer, Ticket, ticket
 
 
 class Genesis(Peer):
@@ -27,9 +27,9 @@ class Genesis(Peer):
         return Ticket()
 
     def load(self, path: str, how: How, template: Any, probe: tuple[str, str]) -> Any:
-        mapped = how in ("mapped", "partial")
-        loaded = self._genesis.load(path, mmap=mapped, weights_only=how == "restricted")
-        return copied(loaded[probe[0]][probe[1]]) if how == "partial" else loaded
+        if how == "partial":
+            return self._genesis.load(path, only="/".join(probe))[probe[0]][probe[1]]
+        return self._genesis.load(path, mmap=how == "mapped", weights_only=how == "restricted")
 
     def tear_down(self) -> None:
         self._genesis.flush()
