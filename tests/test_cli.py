@@ -132,7 +132,8 @@ def test_ls(folder: Path) -> None:
     (folder / "epoch_000004.pth").write_bytes(file(folder, 2).read_bytes()[:-5])
     shown = run("ls", folder).splitlines()
     assert "best" in shown[2]
-    assert "latest" in shown[4]
+    assert "latest" in shown[3]  # the newest whose ends are whole
+    assert "latest" not in shown[4]
     assert "ends without its footer" in shown[4]
     assert shown[-1].startswith("4 checkpoints")
     assert [each["step"] for each in json.loads(run("ls", "--json", folder))] == [0, 1, 2, 4]

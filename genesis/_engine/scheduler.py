@@ -37,9 +37,9 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import InvalidStateError
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from .._file import layout, writer
+from .._file import writer
 from .._file.layout import Mark
 from .._options import SaveChoices
 from .._os.staging import Arena
@@ -69,12 +69,13 @@ class Request(SaveChoices):
     """Called when the file is durable, before the save's turn ends."""
     begin: Callable[[], None] = lambda: None
     """Called when the state is about to be captured, which may be long after the call of `save`."""
-    mark: Mark | None = None
-    """Of a manager's save."""
+    mark: Callable[[float | None], Mark] | None = None
+    """What a manager notes in the file, given the stall where that is known. Called when the state
+    is captured, on the thread that writes."""
 
     def plan(self) -> writer.Job:
         """Pickle the structure of the state as it is now. Raises as `_file.writer.plan`."""
-        return writer.plan(self.state, self.metadata, sharded=self.sharded, mark=self.mark)
+        return writer.plan(self.state, self.metadata, sharded=self.sharded)
 
 
 class Task(Doubled):
@@ -215,6 +216,8 @@ class Scheduler:
             request.begin()
             job = request.plan()
             planned = time.perf_counter()
+            if request.mark is not None:
+                job = job.marked(request.mark(None))
             progress = Progress(request.progress, request.path)
             with progress.running(job.size):
                 written = writer.save(request.path, job, progress.add)
@@ -414,8 +417,7 @@ class Scheduler:
         staged = time.perf_counter()
         task.future._resolve_captured()
         if task.request.mark is not None:
-            stalled = layout.with_stall(task.job.index, task.stall)
-            task.job = replace(task.job, index=stalled)
+            task.job = task.job.marked(task.request.mark(task.stall))
         progress = task.future._progress
         with progress.running(task.job.size):
             written = writer.save_staged(task.request.path, task.job, task.arena, progress.add)

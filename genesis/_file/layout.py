@@ -111,9 +111,7 @@ def prologue(*, torch_storages: bool) -> bytes:
     return _PROLOGUE_TORCH if torch_storages else _PROLOGUE_PLAIN
 
 
-def encode_index(
-    pickler: str, writer: str, python: str, metadata: Mapping[str, Any], mark: Mark | None = None
-) -> bytes:
+def encode_index(pickler: str, writer: str, python: str, metadata: Mapping[str, Any]) -> bytes:
     """The index as bytes.
 
     Raises:
@@ -123,14 +121,16 @@ def encode_index(
     record["metadata"], notes = user_metadata.encode(metadata)
     if notes:
         record["nonfinite"] = notes
-    if mark is not None:
-        record |= _encode_mark(mark)
+    return _encode(record)
+
+
+def with_mark(index: bytes, mark: Mark) -> bytes:
+    """An encoded index with what a manager notes, part of which is known at the end only."""
+    return index[:-1] + b"," + _encode(_encode_mark(mark))[1:]
+
+
+def _encode(record: dict[str, Any]) -> bytes:
     return json.dumps(record, allow_nan=False, separators=(",", ":")).encode()
-
-
-def with_stall(index: bytes, seconds: float) -> bytes:
-    """An encoded index with the stall of its save, which is known when the state is captured."""
-    return index[:-1] + b',"stall":%.6f}' % seconds
 
 
 def encode_trailer(
@@ -240,6 +240,8 @@ def _encode_mark(mark: Mark) -> dict[str, Any]:
             for name, value in mark.metrics.items()
         }
         record |= {"step": mark.step, "time": mark.time, "metrics": metrics}
+    if mark.stall is not None:
+        record["stall"] = mark.stall
     return record
 
 

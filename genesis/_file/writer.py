@@ -98,6 +98,10 @@ class Job:
     plan: Plan
     index: bytes
 
+    def marked(self, mark: layout.Mark) -> Job:
+        """The same with what a manager notes in the index."""
+        return Job(self.plan, layout.with_mark(self.index, mark))
+
     @property
     def size(self) -> int:
         """Bytes of the stream, which is also what staging it takes."""
@@ -109,13 +113,11 @@ def plan(
     metadata: Mapping[str, Any] | None = None,
     *,
     sharded: Sharded = "refuse",
-    mark: layout.Mark | None = None,
 ) -> Job:
     """Pickle the structure of `state` and lay out its arrays; nothing is copied yet.
 
     Args:
         sharded: see `_pickle.dumping.plan`.
-        mark: of a manager.
 
     Raises:
         UnpicklableStateError: something in it cannot be saved.
@@ -127,7 +129,7 @@ def plan(
     if given:
         encode("pickle", metadata=given)  # before objects are asked to hand over what they hold
     made = dumping.plan(state, sharded=sharded)
-    return Job(made, encode(made.pickler, metadata=given, mark=mark))
+    return Job(made, encode(made.pickler, metadata=given))
 
 
 def save(path: str, job: Job, advance: _Advance = _untold) -> Written:

@@ -37,9 +37,9 @@ T = TypeVar("T")
 class CheckpointManager:
     """`genesis.CheckpointManager`, awaited: the same arguments, and the same calls.
 
-    `due` and `preemption` are plain calls. What looks into the folder does so on a thread, but for
-    a save, which looks there before its state is captured, and captures it before it first
-    suspends, as `genesis.aio.save` does. Use ``async with`` to wait for every save at the end.
+    `due` and `preemption` are plain calls. What looks into the folder does so on a thread. A save
+    captures its state before it first suspends, as `genesis.aio.save` does. Use ``async with`` to
+    wait for every save at the end.
     """
 
     def __init__(

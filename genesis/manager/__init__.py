@@ -11,9 +11,10 @@ import os
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from signal import SIGTERM
 from types import TracebackType
-from typing import Any, Literal, Self, Unpack, overload
+from typing import Any, Literal, Self, SupportsIndex, Unpack, overload
 
 from .. import _load
 from .._arguments import state_of
@@ -42,6 +43,7 @@ from ..retention import Checkpoint, LastN, Mode, Retention, by_metric, check_mod
 from .catalogue import Catalogue, named
 from .links import BEST, LATEST, keep_pointed
 from .names import Names
+from .orders import Orders
 from .parts import give_back, number_of, numbers, taken
 from .preemption import Preemption
 from .removal import being_read, remove, to_remove
@@ -118,7 +120,7 @@ class CheckpointManager:
         self._schedule = Schedule(every_steps, every_seconds, when)
         self._links = links
         self.catalogue = Catalogue(self.checkpoint_dir, self._names)
-        self._last_order = 0
+        self._orders = Orders()
         self._pending: dict[SaveFuture, None] = {}
 
     # Saving
@@ -265,15 +267,18 @@ class CheckpointManager:
         files.make_directories(self.checkpoint_dir)
         with files.Directory(self.checkpoint_dir) as folder, named(self.checkpoint_dir):
             identity = folder.identity()
-            written = self.catalogue.read(folder)
-        # Two threads may get one number; then the time tells.
-        self._last_order = max([self._last_order, *(each.order for each in written)]) + 1
+        place, now = self._orders.place(), time.time()
+
+        def mark(stall: float | None) -> Mark:
+            order = self._orders.order(place, self.catalogue.found())
+            return Mark(order, int(step), now, metrics, stall)
+
         path = os.path.join(self.checkpoint_dir, name)
         return Request(
             path=files.resolve(path),
             state=state,
             done=lambda: self._tidy(path, identity),
-            mark=Mark(self._last_order, int(step), time.time(), metrics),
+            mark=mark,
             **options,
         )
 
@@ -418,9 +423,15 @@ class CheckpointManager:
         return {each.step: each.path for each in self.all()}
 
     def latest(self) -> str | None:
-        """The path of the checkpoint that was written last, ``None`` where there is none."""
+        """The path of the checkpoint that was written last and whose ends are whole. Where all are
+        damaged, of the last; ``None`` where there is none.
+
+        A save that becomes durable afterwards may remove that file. `restore` reads it before
+        anything of this process does.
+        """
         found = self.catalogue.found()
-        return found[-1].path if found else None
+        whole = [each for each in found if not each.problem]
+        return (whole or found)[-1].path if found else None
 
     def best(self) -> str | None:
         """The path of the checkpoint with the best value of the metric, ``None`` where none has
@@ -512,7 +523,7 @@ class CheckpointManager:
             except (NewerFormatError, RebuildError, UnsafeLoadError):
                 raise
             except CorruptCheckpointError as exc:
-                if isinstance(which, int):
+                if not isinstance(which, str):
                     raise
                 damaged = damaged or exc
                 warnings.warn(
@@ -534,8 +545,8 @@ class CheckpointManager:
             found = written[::-1]
         elif which == "best":
             found = by_metric(written, self._metric, self._mode)
-        elif isinstance(which, int):
-            found = [each for each in written if each.step == which]
+        elif isinstance(which, SupportsIndex) and not isinstance(which, bool):
+            found = [each for each in written if each.step == index(which)]
         else:
             raise ValueError(f"step must be 'latest', 'best' or a number, not {which!r}")
         if not found:

@@ -42,6 +42,8 @@ class Names:
             TypeError: `step` is no whole number.
             ValueError: it is negative.
         """
+        if isinstance(step, bool):
+            raise TypeError(f"a step or epoch is a whole number, and not {step}")
         number = operator.index(step)
         if number < 0:
             raise ValueError(f"a step or epoch must not be negative, and is {step}")
