@@ -12,7 +12,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from typing import Any
 
 Tell = Callable[[int, int], object]
@@ -24,13 +23,19 @@ _BARS = ("tqdm", "rich")
 def check_progress(wanted: ProgressOption) -> None:
     """Raises `TypeError` for what is none, and `ModuleNotFoundError` where nothing can show a
     bar."""
-    if wanted is True and not any(map(find_spec, _BARS)):
+    if wanted is True and not any(map(_is_installed, _BARS)):
         raise ModuleNotFoundError(
             "progress=True needs tqdm or rich (pip install tqdm), or pass a callable of "
             "(done_bytes, total_bytes)"
         )
     if not isinstance(wanted, bool) and not callable(wanted):
         raise TypeError(f"progress must be a bool or a callable, not {wanted!r:.80}")
+
+
+def _is_installed(name: str) -> bool:
+    from importlib.util import find_spec  # which nobody pays for who wants no bar
+
+    return find_spec(name) is not None
 
 
 class Progress:
@@ -100,7 +105,7 @@ class _Bar:
 
     def show(self, done: int, total: int) -> None:
         if self._shown is None:
-            self._shown = (_tqdm if find_spec("tqdm") else _rich)(self._what, total)
+            self._shown = (_tqdm if _is_installed("tqdm") else _rich)(self._what, total)
         self._shown[0](done)
 
     def close(self) -> None:

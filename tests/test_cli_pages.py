@@ -61,7 +61,8 @@ def test_a_report_is_one_page_that_needs_nothing_else(folder: Path, tmp_path: Pa
     page = Page(path.read_text())
     assert page.links == []
     assert "script" not in page.tags
-    assert page.tags.count("svg") == 4  # size, stall, and two metrics
+    assert page.tags.count("svg") == 5  # what is kept, size, stall, and two metrics
+    assert page.tags.count("rect") == 1 + 4
     words = " ".join(page.words)
     for part in ("5 of 12 saved", "step 10", EVIL, "run & <b>", "median stall", "loss 3"):
         assert part in words
@@ -81,7 +82,7 @@ def test_a_browser_shows_the_report(folder: Path, tmp_path: Path) -> None:
         text=True,
         timeout=120,
     )
-    assert done.stdout.count("<svg") == 4
+    assert done.stdout.count("<svg") == 5
     assert "<title>x</title>" not in done.stdout  # no name of a metric ran
     assert "CONSOLE" not in done.stderr
 

@@ -46,6 +46,15 @@ def test_a_save_tells_how_far_it_has_come(tmp_path: Path) -> None:
     check(calls, least=3)
 
 
+def test_it_tells_of_pieces_and_not_of_tensors(tmp_path: Path) -> None:
+    calls = Calls()
+    many = {str(n): np.ones(100) for n in range(5000)}
+    genesis.save(many, tmp_path / "f", progress=calls)
+    assert len(calls) == 2
+    genesis.load(tmp_path / "f", progress=calls)
+    assert len(calls) == 4
+
+
 def test_the_last_it_tells_comes_when_the_file_is_durable(tmp_path: Path) -> None:
     there: list[bool] = []
     genesis.save(
@@ -105,8 +114,7 @@ def test_a_bar(
     pytest.importorskip(library)
     from genesis import _progress
 
-    found = _progress.find_spec
-    monkeypatch.setattr(_progress, "find_spec", lambda name: name == library and found(name))
+    monkeypatch.setattr(_progress, "_is_installed", lambda name: name == library)
     before = threading.active_count()
     genesis.save(state(), tmp_path / "f", progress=True)
     genesis.load(tmp_path / "f", progress=True)
@@ -116,7 +124,7 @@ def test_a_bar(
 
 
 def test_a_bar_needs_a_library_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genesis._progress.find_spec", lambda name: None)
+    monkeypatch.setattr("genesis._progress._is_installed", lambda name: False)
     with pytest.raises(ModuleNotFoundError, match="pip install tqdm"):
         genesis.save({"n": 1}, tmp_path / "f", progress=True)
     with pytest.raises(TypeError, match="progress must be a bool or a callable"):

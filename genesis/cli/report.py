@@ -58,7 +58,12 @@ def page(folder: str, found: list[Checkpoint], latest: str | None, best: str | N
     """
     title = f"Checkpoints in {_shown(folder)}"
     written = time.strftime("%Y-%m-%d %H:%M:%S %Z")
-    parts = [f"<h1>{title}</h1>", _figures(found, latest, best), *_charts(found, best)]
+    parts = [
+        f"<h1>{title}</h1>",
+        _figures(found, latest, best),
+        *_kept(found),
+        *_charts(found, best),
+    ]
     return (
         f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
         "<meta name='viewport' content='width=device-width,initial-scale=1'>"
@@ -71,9 +76,8 @@ def page(folder: str, found: list[Checkpoint], latest: str | None, best: str | N
 def _figures(found: list[Checkpoint], latest: str | None, best: str | None) -> str:
     stalls = [each.stall for each in found if each.stall is not None]
     steps = {each.path: f"step {each.step:,}" for each in found}
-    made = max([0, *(each.order for each in found)]) + sum(not each.order for each in found)
     figures = {
-        "kept": f"{len(found)} of {made} saved",
+        "kept": f"{len(found)} of {_made(found)} saved",
         "on disk": size(sum(each.bytes for each in found)),
         "latest": steps.get(latest or "", "none"),
         "best": steps.get(best or "", "none"),
@@ -82,6 +86,17 @@ def _figures(found: list[Checkpoint], latest: str | None, best: str | None) -> s
     }
     cells = (f"<div><dt>{key}</dt><dd>{_shown(value)}</dd></div>" for key, value in figures.items())
     return f"<dl>{''.join(cells)}</dl>"
+
+
+def _made(found: list[Checkpoint]) -> int:
+    """How many saves there were, as far as their order tells."""
+    return max([0, *(each.order for each in found)]) + sum(not each.order for each in found)
+
+
+def _kept(found: list[Checkpoint]) -> list[str]:
+    """Which of all saves retention kept."""
+    marked = {each.order: f"step {each.step:,}" for each in found if each.order}
+    return [svg.strip("kept, of all saves", max(marked), marked)] if marked else []
 
 
 def _charts(found: list[Checkpoint], best: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 STYLE = (
@@ -68,6 +68,25 @@ def line(title: str, points: Sequence[Point], *, unit: str = "", best: float | N
             f"<title>{told}</title></circle>"
         )
     return _svg("".join(drawn), height, title)
+
+
+def strip(title: str, total: int, marked: Mapping[int, str]) -> str:
+    """A row of places of which some are marked, for a page that has `STYLE`.
+
+    Args:
+        marked: what each mark tells, by its place, from 1 to `total`.
+    """
+    drawn = [_text(0, 16, title, "class='title'")]
+    drawn.append(f"<rect class='other' x='70' y='38' width='{_WIDTH - 90}' height='4'/>")
+    for place, told in marked.items():
+        x = _between(place, 1, total, 70, _WIDTH - 20)
+        drawn.append(
+            f"<rect class='mark' x='{x - 2:.1f}' y='28' width='4' height='24'>"
+            f"<title>{escape(told)}</title></rect>"
+        )
+    drawn.append(_text(70, 70, "first save"))
+    drawn.append(_text(_WIDTH - 20, 70, f"save {total:,}", "text-anchor='end'"))
+    return _svg("".join(drawn), 80, title)
 
 
 def _between(value: float, low: float, high: float, start: float, end: float) -> float:
