@@ -90,6 +90,23 @@ _MANY: Final = 64
 """Bytes of such opcodes from which on it pays to hand them to pickle."""
 
 
+_INTEGER: Final = rb"K.|M..|J....|\x8a\x04....|\x8a\x05.....|\x8a\x06......"
+_ROW: Final = rb"\(((?:K.|M..|J....)*+)t"
+_TENSOR: Final = re.compile(
+    rb"h(.)\(h(.)h(.)\(h(.)h(.)(%(n)b)(%(n)b)h(.)tRh(.)\x86R(%(n)b)%(row)b%(row)b([\x88\x89])NtR\x940"
+    % {b"n": _INTEGER, b"row": _ROW},
+    re.DOTALL,
+)
+"""The opcodes of one of the many plain tensors that a skeleton of genesis begins with: three calls
+in each other, and the result into the memo."""
+
+
+def _integer(row: bytes) -> int:
+    """The value of a `_INTEGER`."""
+    low = 2 if row[0] == 0x8A else 1
+    return int.from_bytes(row[low:], "little", signed=row[0] in b"J\x8a")
+
+
 def _end_of_numbers(code: bytes, i: int) -> int:
     """Where a long row of numbers ends that begins at `i`, or `i`."""
     match = _NUMBERS.match(code, i, i + 2 * CHECK_EVERY)
@@ -152,6 +169,8 @@ class Machine:
         self._next = 0
         self._memo = list(memo)
         self._marked: list[list[Any]] = []
+        self._rows: dict[bytes, tuple[Any, ...]] = {}
+        """Shapes and strides, by their opcodes."""
 
     @property
     def left(self) -> int:
@@ -365,6 +384,10 @@ class Machine:
                         else:
                             stack = marked.pop()
                             push = stack.append
+                        while (tensor := _TENSOR.match(code, i)) is not None:
+                            start = i
+                            self._tensor(*tensor.groups())
+                            i = tensor.end()
                     elif op == 0x31:  # POP_MARK
                         stack = marked.pop()
                         push = stack.append
@@ -383,6 +406,37 @@ class Machine:
                 self._check_room(stack)
         finally:
             self.start, self._next = start, i
+
+    def _tensor(
+        self,
+        make: bytes,
+        type_: bytes,
+        view: bytes,
+        data: bytes,
+        order: bytes,
+        size: bytes,
+        offset: bytes,
+        item: bytes,
+        dtype: bytes,
+        first: bytes,
+        shape: bytes,
+        strides: bytes,
+        grad: bytes,
+    ) -> None:
+        """What the opcodes of a `_TENSOR` do, one after the other, in a tenth of their time."""
+        memo, call = self._memo, self.world.call
+        place = memo[data[0]], memo[order[0]], _integer(size), _integer(offset), memo[item[0]]
+        storage = call(memo[type_[0]], (call(memo[view[0]], place), memo[dtype[0]]))
+        look = self._row(shape), self._row(strides), grad == b"\x88", None
+        memo.append(call(memo[make[0]], (storage, _integer(first), *look)))
+        if not len(memo) % CHECK_EVERY:
+            self._check_room([])
+
+    def _row(self, row: bytes) -> tuple[Any, ...]:
+        found = self._rows.get(row)
+        if found is None:
+            found = self._rows[row] = tuple(_numbers(row))
+        return found
 
     def _check_room(self, stack: list[Any]) -> None:
         if len(stack) + sum(map(len, self._marked)) + len(self._marked) > MAX_STACK:

@@ -116,7 +116,10 @@ class StrictWorld:
     def call(self, function: Any, arguments: Any) -> object:
         require(type(arguments) is tuple, "a call without a tuple of arguments")
         if type(function) is Token and (build := find(function.name).build):
-            return _attempt(function, build, self._site, *arguments)
+            try:
+                return build(self._site, *arguments)
+            except Exception as exc:
+                raise _refusal(function, exc) from exc
         real = self._real(function)
         if id(real) not in self._registered:
             raise RefusedError(f"a call of {brief(function)}", "REDUCE")
@@ -213,10 +216,14 @@ def _attempt(
     """Call into a framework: whatever it raises for a hostile argument is a refusal."""
     try:
         return function(*arguments, **keywords)
-    except RefusedError as exc:
-        raise RefusedError(f"{what}: {exc}", *exc.names, hint=exc.hint) from exc
     except Exception as exc:
-        raise RefusedError(f"{what}: {type(exc).__name__}: {exc}") from exc
+        raise _refusal(what, exc) from exc
+
+
+def _refusal(what: object, exc: Exception) -> RefusedError:
+    if isinstance(exc, RefusedError):
+        return RefusedError(f"{what}: {exc}", *exc.names, hint=exc.hint)
+    return RefusedError(f"{what}: {type(exc).__name__}: {exc}")
 
 
 def _append(target: Any, items: Iterable[Any]) -> None:

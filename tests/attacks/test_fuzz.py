@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import datetime
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -18,11 +19,16 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from same import assert_same
 
 import genesis
 from attacks import assembler as asm
 from attacks.assembler import FROM_BUFFER, REGION, Code
 from genesis import _safe
+from genesis._pickle import picklers
+from genesis._pickle.buffers import DataRegion
+from genesis._pickle.once import Once
+from genesis._safe import machine
 
 SIZE = 256
 """Bytes of the data region."""
@@ -239,3 +245,47 @@ PROGRAMS = st.recursive(st.one_of(LEAVES, tensors(), st.just(REGION)), nonsense,
 @given(PROGRAMS)
 def test_compositions_of_opcodes(program: Any) -> None:
     check(asm.stream(asm.value(program)))
+
+
+# The opcodes of the many plain tensors at once
+
+
+def many_tensors() -> tuple[bytes, bytes]:
+    """A skeleton that begins with plain tensors, and its data region."""
+    shapes = [(3,), (2, 3), (), (300,), (70_000,)]
+    state = {n: torch.full(shapes[n % len(shapes)], float(n)) for n in range(200)}
+    region = DataRegion()
+    make = picklers.by_names(Once(), main=True)
+    skeleton = b"".join(picklers.dump(make, state, region))
+    return skeleton, bytes(region.size)
+
+
+SKELETON, DATA = many_tensors()
+AT_ONCE = machine._TENSOR
+ONE_BY_ONE = re.compile(rb"(?!)")
+
+
+def test_a_skeleton_of_many_tensors_is_read_at_once() -> None:
+    assert len(AT_ONCE.findall(SKELETON)) == 200
+
+
+@fuzz
+@given(st.lists(st.tuples(st.integers(0, len(SKELETON) - 1), st.binary(min_size=1, max_size=2))))
+def test_tensors_read_at_once_are_those_read_one_by_one(changes: list[tuple[int, bytes]]) -> None:
+    changed = bytearray(SKELETON)
+    for place, new in changes:
+        changed[place : place + len(new)] = new
+    results = []
+    for pattern in (AT_ONCE, ONE_BY_ONE):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "_TENSOR", pattern)
+            results.append(outcome(bytes(changed)))
+    assert_same(*results)
+
+
+def outcome(skeleton: bytes) -> Any:
+    """What a load gives: a value, or an error without the place in the stream."""
+    try:
+        return _safe.load(skeleton, data=bytearray(DATA), path="fuzz")
+    except genesis.CorruptCheckpointError as exc:
+        return type(exc).__name__, exc.problem
