@@ -111,7 +111,7 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(
     tmp_path: Path, background: bool, which: str
 ) -> None:
     def run(folder: Path, epochs: int, **options: Any) -> dict[str, Any]:
-        lightning.seed_everything(1, verbose=False)
+        lightning.seed_everything(1)
         net = Net()
         keep = ModelCheckpoint(folder, save_last=True, monitor="step_of_run", mode="max")
         plugin = GenesisCheckpointIO(background=background)
@@ -150,7 +150,8 @@ def test_lightnings_wrapper_may_wrap_it(tmp_path: Path) -> None:
     plugin = Calls()
     keep = ModelCheckpoint(tmp_path, save_top_k=2, monitor="step", mode="max")
     runner = trainer(tmp_path, AsyncCheckpointIO(plugin), callbacks=keep)
-    runner.validate(Net(), verbose=False)
+    if hasattr(AsyncCheckpointIO, "_ensure_setup"):  # before 2.6 it can be used for one run alone
+        runner.validate(Net(), verbose=False)
     runner.fit(Net())
     assert sorted(plugin.calls) == ["remove", "save", "save", "save"]
     assert names(tmp_path) == ["epoch=1-step=4.ckpt", "epoch=2-step=6.ckpt"]

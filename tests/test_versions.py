@@ -18,7 +18,8 @@ PROMISE = re.compile(r"([\w-]+)>=([\d.]+)")
 def promised() -> dict[str, str]:
     """The lowest version of each library that genesis works with, as pyproject.toml states it."""
     extras = PROJECT["optional-dependencies"]
-    stated = [*PROJECT["dependencies"], *extras["torch"], *extras["jax"], *extras["examples"]]
+    named = ("torch", "jax", "distributed", "lightning", "cli", "examples")
+    stated = [*PROJECT["dependencies"], *(line for name in named for line in extras[name])]
     return dict(found.groups() for line in stated if (found := PROMISE.fullmatch(line)))
 
 

@@ -28,6 +28,7 @@ from . import pythons
 from .matrix import (
     CI_LIMIT,
     CI_TESTS,
+    CI_TESTS_OF_THE_NEWEST,
     COLUMNS,
     FRAMEWORKS,
     LIBRARIES,
@@ -102,14 +103,15 @@ def chosen(options: argparse.Namespace, found: dict[str, str]) -> list[Column]:
     """
     if options.ci:
         others = sorted({*TESTED_PYTHONS, *found} - {HERE})
-        return [_of_ci(version, found.get(version)) for version in others]
+        more = {others[-1]: CI_TESTS_OF_THE_NEWEST}
+        return [_of_ci(each, found.get(each), CI_TESTS + more.get(each, ())) for each in others]
     names = [column.name for column in COLUMNS]
     if unknown := set(options.columns) - set(names):
         raise SystemExit(f"no such column: {', '.join(unknown)}; there are {', '.join(names)}")
     return [column for column in COLUMNS if column.name in (options.columns or names)]
 
 
-def _of_ci(version: str, path: str | None) -> Column:
+def _of_ci(version: str, path: str | None, tests: tuple[str, ...]) -> Column:
     pin = next(line for line in constraints() if line.startswith("torch=="))
     # Only what lies on this machine: elsewhere a wheel of torch is several gigabytes.
     options = ["-q", "--no-index", "--no-deps", "-d", str(FOLDER / "wheels")]
@@ -119,7 +121,7 @@ def _of_ci(version: str, path: str | None) -> Column:
         stderr=subprocess.DEVNULL,
     )
     torch = {"torch": pin.partition("==")[2]} if at_hand else {}
-    return Column(f"CI, {version}", version, torch, CI_TESTS, CI_LIMIT)
+    return Column(f"CI, {version}", version, torch, tests, CI_LIMIT)
 
 
 def constraints() -> list[str]:
