@@ -106,7 +106,12 @@ def parts_of(state: Any, file_path: FilePath) -> tuple[Any, Any]:
 
 
 def load_into(
-    file_path: FilePath, into: Any, *, part: str | None = None, weights_only: bool = False
+    file_path: FilePath,
+    into: Any,
+    *,
+    part: str | None = None,
+    weights_only: bool = False,
+    assign: bool = False,
 ) -> None:
     """Fill the tensors of a module, or of a dict of tensors and arrays, from a file, in place.
 
@@ -119,6 +124,10 @@ def load_into(
         part: the keys, joined by ``/``, of what the state is to be taken from. Without it that is
             the whole state, or for a module what `save_checkpoint` keeps as its model.
         weights_only: as for `load`.
+        assign: of a module: its parameters and buffers become the mapped ones of the file instead,
+            and nothing is copied. So a model on the device meta is there at once, on the CPU; its
+            pages are read when they are touched, and changing them changes no file. Make its
+            optimizer afterwards.
 
     Raises:
         ValueError: names, shapes or dtypes differ, or a target takes no elements (one on the device
@@ -129,7 +138,8 @@ def load_into(
     from . import _load_into
 
     state = load(file_path, mmap=True, verify=True, weights_only=weights_only)
-    _load_into.fill(into, _load_into.part_of(state, part, into), os.fsdecode(file_path))
+    give = _load_into.assign if assign else _load_into.fill
+    give(into, _load_into.part_of(state, part, into), os.fsdecode(file_path))
 
 
 def inspect(file_path: FilePath) -> Contents:

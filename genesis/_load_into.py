@@ -7,7 +7,7 @@ compared before anything is changed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from ._arguments import has_state_dict, what_is_held
@@ -22,16 +22,41 @@ def fill(into: Any, state: Any, file_path: str) -> None:
             named, nothing is changed.
         TypeError: `into` is neither, or holds what cannot be filled in place.
     """
-    targets = _targets(into)
-    found, wanted = dict(_leaves(state)), dict(_leaves(targets))
+    found, wanted = dict(_leaves(state)), dict(_leaves(_targets(into)))
+    _refuse_others(state, found, wanted, file_path, _refusal)
+    for path, target in wanted.items():
+        _copy(target, found[path])
+
+
+def assign(into: Any, state: Any, file_path: str) -> None:
+    """Make the tensors of a loaded state a module's own. Raises as `fill`, but that a target may be
+    one that takes no elements."""
+    if not (has_state_dict(into) and hasattr(into, "named_parameters")):
+        raise TypeError(f"assign=True is for a module of torch, not for a {type(into).__name__}")
+    found, wanted = dict(_leaves(state)), dict(_leaves(into.state_dict()))
+    _refuse_others(state, found, wanted, file_path, lambda target: "")
+    into.load_state_dict(state, assign=True)
+
+
+def _refuse_others(
+    state: Any,
+    found: dict[str, Any],
+    wanted: dict[str, Any],
+    file_path: str,
+    refusal: Callable[[Any], str],
+) -> None:
+    """Refuse a state that does not fit, with everything in which it does not.
+
+    Args:
+        found, wanted: leaves by their paths.
+        refusal: why a target would not take what fits it.
+    """
     if not (found.keys() & wanted.keys()):
         raise ValueError(f"{file_path} holds another state: {what_is_held(state)}")
-    problems = [*_differences(found, wanted)]
+    problems = [*_differences(found, wanted, refusal)]
     if problems:
         listed = "; ".join(problems)
         raise ValueError(f"{file_path} does not fit, and nothing was changed: {listed}")
-    for path, target in wanted.items():
-        _copy(target, found[path])
 
 
 def part_of(state: Any, part: str | None, into: Any) -> Any:
@@ -72,7 +97,9 @@ def _leaves(part: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield from _leaves(value, f"{below}{key}")
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]:
+def _differences(
+    found: dict[str, Any], wanted: dict[str, Any], refusal: Callable[[Any], str]
+) -> Iterator[str]:
     for path in wanted:
         if path not in found:
             yield f"{path} is not in the file"
@@ -83,7 +110,7 @@ def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> Iterator[str]
         elif here != there:
             described = "no tensor or array" if there is None else f"{there[1]} of {there[0]}"
             yield f"{path} is {here[1]} of {here[0]}, in the file {described}"
-        elif why := _refusal(wanted[path]):
+        elif why := refusal(wanted[path]):
             yield f"{path} {why}"
     for path in found:
         if path not in wanted:
@@ -103,7 +130,7 @@ def _refusal(target: Any) -> str:
     if _is_numpy(target):
         return "" if target.flags.writeable else "is read-only"
     if target.is_meta:
-        return "is on the device meta, which holds no elements: use to_empty(device=...) first"
+        return "is on the device meta, which holds no elements: pass assign=True"
     steps = zip(target.shape, target.stride(), strict=True) if _is_strided(target) else ()
     if any(length > 1 and step == 0 for length, step in steps):
         return "is expanded, so that elements share their memory: clone it first"

@@ -42,7 +42,7 @@ CALLS = {
     "inspect": "(file_path)",
     "load": f"(file_path, *, {LOAD_OPTIONS})",
     "load_checkpoint": f"(file_path, *, {LOAD_OPTIONS})",
-    "load_into": "(file_path, into, *, part=None, weights_only=False)",
+    "load_into": "(file_path, into, *, part=None, weights_only=False, assign=False)",
     "load_metadata": "(file_path)",
     "prewarm": "(state_dict)",
     "release_memory": "()",

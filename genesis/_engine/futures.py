@@ -187,12 +187,16 @@ class SaveFuture(OpenFuture[SaveReport]):
             TimeoutError: it is not captured yet.
             Exception: the save failed before its state was captured.
         """
-        if not self.captured and timeout != 0:
-            self._refuse_deadlock()
-        error = self._capture.exception(timeout)
+        error = self._wait_until_captured(timeout)
         if error is not None:
             self._mark_seen()
             raise error
+
+    def _wait_until_captured(self, timeout: float | None = None) -> BaseException | None:
+        """What kept it from being captured. Raises as `wait_captured` but that."""
+        if not self.captured and timeout != 0:
+            self._refuse_deadlock()
+        return self._capture.exception(timeout)
 
     def result(self, timeout: float | None = None) -> SaveReport:
         """Wait, at most `timeout` seconds, until the file is durable.

@@ -104,6 +104,8 @@ class Task(Doubled):
         self.future._progress = Progress(request.progress, request.path)
         self.job: writer.Job | None = None
         self.arena: Arena | None = None
+        self.at_once: writer.Select = bool
+        """What was copied before the call returned."""
         self.claim: dict[str, object] = {}
         """Under "by": who ends it, a writer thread or whoever withdraws it."""
         self.failure: Failure | None = None
@@ -168,6 +170,8 @@ class Scheduler:
         self.pool = Pool(2, "genesis-writer")
         self.callbacks = Pool(8, "genesis-callbacks")
         self.max_pending_bytes = _quarter_of_memory()
+        self.changing: dict[object, Callable[[], writer.Changes]] = {}
+        """Asked at each deferred capture for memory that changes before the rest is copied."""
         self._reset()
 
     def _reset(self) -> None:
@@ -289,7 +293,10 @@ class Scheduler:
         if (touched := self._touch(task, task.job.size)) is not None:
             return touched
         task.arena = writer.arenas.take(task.job.size)
-        writer.stage(task.job, task.arena, large=request.capture == "copy")
+        large = request.capture == "copy"
+        changing = () if large else [each() for each in tuple(self.changing.values())]
+        task.at_once = writer.taken_at_once(large=large, changing=changing)
+        writer.stage(task.job, task.arena, task.at_once)
         if request.capture == "copy":
             task.future._resolve_captured()
         task.capture = time.perf_counter() - began
@@ -412,7 +419,8 @@ class Scheduler:
         assert task.job is not None
         assert task.arena is not None
         started = time.perf_counter()
-        writer.stage_rest(task.job, task.arena, large=task.request.capture == "copy")
+        late = task.request.capture == "deferred"
+        writer.stage_rest(task.job, task.arena, task.at_once, late=late)
         task.job.plan.release()
         staged = time.perf_counter()
         task.future._resolve_captured()
@@ -509,6 +517,17 @@ class Scheduler:
     def pending(self) -> list[SaveFuture]:
         """The saves that have not ended."""
         return [future for future in tuple(self._pending) if not future.done()]
+
+    def wait_captured(self) -> None:
+        """Wait until each state that was submitted may be changed. What failed is nobody's concern
+        here: who asks for the save hears of it.
+
+        Raises:
+            RuntimeError: one was interrupted on this thread and cannot go on before this returns.
+        """
+        for future in tuple(self._pending):
+            if not future.captured:
+                future._wait_until_captured()
 
     def settle(self, path: str) -> None:
         """Wait until the background saves of a path that were submitted have ended, well or not.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -169,41 +169,54 @@ def make_present(size: int, *, huge: bool) -> None:
         arena.prefault(huge=huge)
 
 
-def stage(job: Job, arena: Arena, *, large: bool) -> None:
-    """Copy into an arena what a capture takes before it returns: all that may change, or with
-    ``large=False`` only of that which is small."""
+Select = Callable[[Piece], bool]
+"""Chooses pieces of a state."""
+
+Changes = Callable[[int, int], bool]
+"""Whether memory may change before the state is captured, by its address and size."""
+
+
+def taken_at_once(*, large: bool, changing: Collection[Changes] = ()) -> Select:
+    """What a capture copies before it returns: all that may change; or without ``large`` only what
+    is small, and what changes before the rest is copied."""
+    if large:
+        return lambda piece: not piece[4]
+
+    def select(piece: Piece) -> bool:
+        _offset, size, address, _owner, frozen, _foreign = piece
+        # Of an accelerator: what is small on the host is no `Piece`.
+        return not frozen and (size < SMALL or any(each(address, size) for each in changing))
+
+    return select
+
+
+def stage(job: Job, arena: Arena, at_once: Select) -> None:
+    """Copy into an arena what a capture takes before it returns."""
     job.plan.small.copy(arena.address, 0, job.size)
-    _stage(job, arena, _may_change if large else _may_change_and_is_small)
+    _stage(job, arena, at_once)
 
 
-def stage_rest(job: Job, arena: Arena, *, large: bool) -> None:
+def stage_rest(job: Job, arena: Arena, at_once: Select, *, late: bool) -> None:
     """Copy what `stage` left.
 
+    Args:
+        late: tensors are among it, which the caller may have resized or freed since.
+
     Raises:
-        UnpicklableStateError: memory was resized or freed since.
+        UnpicklableStateError: so it is.
     """
-    if not large:
+    if late:
         try:
             job.plan.check()
         except RefusedObjectError as exc:
             raise UnpicklableStateError("", str(exc), exc.hint) from None
-    at_once = _may_change if large else _may_change_and_is_small
     _stage(job, arena, lambda piece: not at_once(piece))
 
 
-def _stage(job: Job, arena: Arena, select: Callable[[Piece], bool]) -> None:
+def _stage(job: Job, arena: Arena, select: Select) -> None:
     size = sum(piece[1] for piece in filter(select, job.plan.pieces))
     copies = job.plan.copies(arena.view[: job.size], arena.address, 0, select)
     companions.run_all(copies, size=size)
-
-
-def _may_change(piece: Piece) -> bool:
-    return not piece[4]
-
-
-def _may_change_and_is_small(piece: Piece) -> bool:
-    """Of an accelerator: what is small on the host is no `Piece`."""
-    return piece[1] < SMALL and not piece[4]
 
 
 def save_staged(path: str, job: Job, arena: Arena, advance: _Advance = _untold) -> Written:

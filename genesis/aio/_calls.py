@@ -110,11 +110,22 @@ async def diff(one: FilePath, other: FilePath, *, weights_only: bool = True) -> 
 
 
 async def load_into(
-    file_path: FilePath, into: Any, *, part: str | None = None, weights_only: bool = False
+    file_path: FilePath,
+    into: Any,
+    *,
+    part: str | None = None,
+    weights_only: bool = False,
+    assign: bool = False,
 ) -> None:
     """`genesis.load_into` on a thread. A call that was cancelled may still fill afterwards."""
-    path = resolve(file_path)
-    call = partial(_load.load_into, path, into, part=part, weights_only=weights_only)
+    call = partial(
+        _load.load_into,
+        resolve(file_path),
+        into,
+        part=part,
+        weights_only=weights_only,
+        assign=assign,
+    )
     await _bridge.call(call)
 
 
