@@ -18,6 +18,8 @@ from second_writer import assemble, index
 
 import genesis
 
+Pair = collections.namedtuple("Pair", "a b")
+
 
 class Level(enum.IntEnum):
     HIGH = 3
@@ -55,7 +57,7 @@ def strict(path: Path) -> dict[str, Any]:
         ),
         ({np.int64(5): 1}, {"5": 1}),
         (types.MappingProxyType({"a": collections.OrderedDict(b=1)}), {"a": {"b": 1}}),
-        ({"pair": collections.namedtuple("Pair", "a b")(1, 2)}, {"pair": [1, 2]}),
+        ({"pair": Pair(1, 2)}, {"pair": [1, 2]}),
         ({"none": None, "text": "\ud800 ünï", "deep": [[[[]]]]}, None),
         ({}, {}),
         (None, {}),

@@ -301,7 +301,7 @@ def test_scalars_keep_type_and_bytes(scalar: Any, keywords: dict[str, Any], path
     assert loaded.tobytes() == scalar.tobytes()
 
 
-DTYPES = [
+DTYPES: list[Any] = [
     *("f4", ">i4", "U5", "S0", "O", "M8[25s]", "m8", "V7", "?"),
     *(ALIGNED, PADDED, UNION, TITLES, NESTED, np.dtype(("f4", (2, 3)))),
     np.dtype("i4", metadata={"unit": "m"}),

@@ -42,7 +42,9 @@ class HandsItemsOver(dict[str, Any]):
         return type(self), (), None, None, iter(items)
 
 
-class TensorThatHandsOver(torch.Tensor):  # type: ignore[misc]
+class TensorThatHandsOver(torch.Tensor):  # type: ignore[name-defined]
+    pending: list[Any]
+
     # Or torch asks twice: before it dispatches on the subclass and after.
     __torch_function__ = torch._C._disabled_torch_function_impl
 

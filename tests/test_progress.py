@@ -169,7 +169,7 @@ def test_statistics_of_what_does_not_become_durable(tmp_path: Path) -> None:
     def skip_and_supersede() -> None:
         with busy_writer(tmp_path / "busy"):
             last = [
-                genesis.save({"n": n}, tmp_path / "f", background=True, on_busy=on_busy)
+                genesis.save({"n": n}, tmp_path / "f", background=True, on_busy=on_busy)  # type: ignore[call-overload]
                 for n, on_busy in enumerate(("wait", "supersede", "skip"))
             ]
         for future in last:

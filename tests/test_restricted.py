@@ -1137,7 +1137,7 @@ def test_outline_reads_pickles_of_every_protocol(
     plain = {"a": [1, -1, 1 << 70, 2.5, True, None], "text\n'ü'": ("x", b"y"), "c": {}}
     state = plain | {"object": Config(), "set": {1}, "function": make_config, "array": np.ones(2)}
 
-    tree = _safe.outline(dumps(state, protocol), path="c")
+    tree: Any = _safe.outline(dumps(state, protocol), path="c")
 
     assert list(tree)[:2] == ["a", "text\n'ü'"]
     assert tree["a"] == plain["a"]

@@ -900,12 +900,12 @@ def test_validate_waits_for_the_save_that_is_under_way(path: Path) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        lambda path: genesis.save({1: 2}, path, True),
-        lambda path: genesis.save({1: 2}, path, backgroun=True),
-        lambda path: genesis.save({}),
-        lambda path: genesis.load(path, False),
-        lambda path: genesis.load(path, weight_only=True),
-        lambda path: genesis.save_checkpoint({}, path),
+        lambda path: genesis.save({1: 2}, path, True),  # type: ignore[call-overload]
+        lambda path: genesis.save({1: 2}, path, backgroun=True),  # type: ignore[call-overload]
+        lambda path: genesis.save({}),  # type: ignore[call-overload]
+        lambda path: genesis.load(path, False),  # type: ignore[call-arg]
+        lambda path: genesis.load(path, weight_only=True),  # type: ignore[call-arg]
+        lambda path: genesis.save_checkpoint({}, path),  # type: ignore[call-overload]
     ],
     ids=range(6),
 )

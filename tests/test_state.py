@@ -454,7 +454,7 @@ def test_the_number_of_workers_makes_no_difference() -> None:
 def test_a_stream_goes_on(workers: int) -> None:
     from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-    class Stream(IterableDataset):  # type: ignore[misc]
+    class Stream(IterableDataset):  # type: ignore[type-arg]
         def __iter__(self) -> Any:
             worker = get_worker_info()
             for index in range(worker.id if worker else 0, 20, worker.num_workers if worker else 1):

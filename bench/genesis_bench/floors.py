@@ -45,7 +45,7 @@ class CopyFloor:
         # Room for what rounding up each of very many buffers may add.
         self.arena = Arena(nbytes + (1 << 20))
         self._pool = ThreadPoolExecutor(2)
-        self._ways: dict[str, Callable[[], None]] = {}
+        self._ways: dict[str, Callable[[], object]] = {}
         self.way = ""
 
     def aim(self, tree: Any) -> None:
@@ -55,7 +55,7 @@ class CopyFloor:
         moves = self._moves(spans)
         halves = _halves(moves)
         self._ways = {
-            "memmove, 2 threads": lambda: list(self._pool.map(move_all, halves)) and None,
+            "memmove, 2 threads": lambda: list(self._pool.map(move_all, halves)),
             "memmove, 1 thread": lambda: move_all(moves),
         }
         grouped = _grouped_copy(arrays)
@@ -78,7 +78,7 @@ class CopyFloor:
         return moves
 
 
-def _timed(call: Callable[[], None]) -> float:
+def _timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start

@@ -71,7 +71,7 @@ def states(count: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def seconds(call: Callable[[], Any]) -> str:
+def seconds(call: Callable[[], object]) -> str:
     best = float("inf")
     for _ in range(3):
         began = time.process_time()
@@ -84,11 +84,12 @@ def seconds(call: Callable[[], Any]) -> str:
 
 
 def times(state: Any, path: Path) -> list[str]:
-    calls: list[Callable[[], Any]] = [
+    calls: list[Callable[[], object]] = [
         partial(module.dump, state, io.BytesIO(), 5) for module in (pickle, dill, cloudpickle)
     ]
-    save = partial(genesis.save, state, path, clear=False)
-    return [seconds(call) for call in (*calls, save, partial(genesis.load, path))]
+    calls.append(partial(genesis.save, state, path, clear=False))
+    calls.append(partial(genesis.load, path))
+    return [seconds(call) for call in calls]
 
 
 def main(count: int) -> None:

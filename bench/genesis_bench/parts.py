@@ -89,7 +89,7 @@ def _full() -> list[Part]:
 
 
 def _quick() -> list[Part]:
-    one = {"saves": 2, "quick": True}
+    one: dict[str, Any] = {"saves": 2, "quick": True}
     return [
         _part("saves-big", 0.4, 1, _jobs("saves", "big", QUICK, **one)),
         _part("saves-small", 0.3, 1, _jobs("saves", "small", QUICK[:1] + QUICK[4:], **one)),

@@ -73,7 +73,7 @@ def build(name: str, nbytes: int, count: int | None = None) -> State:
         return _tensors(name, nbytes, count or max(1, default))
     if name in ("objects", "plain_objects"):
         return _objects(name, nbytes)
-    if name in ("numpy", "jax"):
+    if name == "numpy" or name == "jax":
         return _arrays(name, nbytes)
     raise ValueError(f"no state is called {name!r}")
 
@@ -134,7 +134,7 @@ def _tensors(name: str, nbytes: int, count: int) -> State:
 # ----------------------------------------------------------------------------- numpy and jax
 
 
-def _arrays(name: Literal["numpy", "jax"], nbytes: int) -> State:
+def _arrays(name: str, nbytes: int) -> State:
     """The shapes of the GPT's state: 100 parameters with two moments each, 300 arrays."""
     import numpy as np
 

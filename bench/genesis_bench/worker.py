@@ -51,7 +51,7 @@ def _run(job: Job) -> dict[str, Any]:
     peer.imports()
     built = time.perf_counter() - start
     bed = measure.Bed(peer, state, job["folder"], job)
-    mode = choices.choices if job["mode"] == "choices" else getattr(measure, job["mode"])
+    mode: Any = choices.choices if job["mode"] == "choices" else getattr(measure, job["mode"])
     result = mode(bed, _mark) if job["mode"] == "memory" else mode(bed)
     return {
         **result,

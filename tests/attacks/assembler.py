@@ -13,7 +13,7 @@ from typing import Any
 class Code(bytes):
     """Opcodes that leave one value on the stack."""
 
-    def __add__(self, other: bytes) -> Code:
+    def __add__(self, other: bytes) -> Code:  # type: ignore[override]
         return Code(bytes(self) + other)
 
 

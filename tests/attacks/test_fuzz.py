@@ -91,7 +91,7 @@ def check_bounds(part: Any, region: bytes | bytearray) -> None:
         assert not indices.numel() or bool((indices < limits[:, None]).all())
 
 
-def parts(root: object) -> Iterator[object]:
+def parts(root: Any) -> Iterator[Any]:
     """Everything in the containers of `root`, once."""
     waiting, seen = [root], set[int]()
     while waiting:

@@ -14,7 +14,7 @@ import pytest
 pickletester = pytest.importorskip("test.pickletester")
 
 
-class TestPickle(pickletester.AbstractPickleTests, unittest.TestCase):  # type: ignore[misc]
+class TestPickle(pickletester.AbstractPickleTests, unittest.TestCase):  # type: ignore[name-defined]
     """All in the one protocol that genesis writes; tests of others fail both ways."""
 
     py_version = None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
-from typing import Any
+from typing import Any, ClassVar
 
 from ..states import Tree
 from .base import How, Peer, Ticket
@@ -16,7 +16,7 @@ class PlainDill(Peer):
     name = "dill, copied backup"
     what = "the plain algorithm: copy the old file aside, dill.dump, remove the copy"
     dill = True
-    needs = ("dill",)
+    needs: ClassVar[tuple[str, ...]] = ("dill",)
     extra_copies = 2.0
 
     def save(self, tree: Tree, path: str) -> Ticket:
