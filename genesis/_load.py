@@ -53,8 +53,7 @@ def load(file_path: FilePath, **options: Unpack[LoadOptions]) -> Any:
         only: load a part of the state: what stands under a path of keys (``"model"``,
             ``"model/layer.0.weight"``), or under each that a pattern fits (``"*/exp_avg"``), or of
             which a function says so. The part stands in dicts like those that it was saved in.
-            Where the state is made of plain containers, tensors and arrays, no other chunk is read,
-            but with `weights_only` the whole file is.
+            Where the state is made of plain containers, tensors and arrays, no other chunk is read.
         progress: as for `save`: called as chunks of 16 MiB are read, on any thread, by one at a
             time.
 

@@ -151,18 +151,47 @@ def flip(path: Path, offset: int) -> None:
 
 
 @pytest.mark.parametrize("mmap", [False, True])
-def test_only_the_chunks_that_are_needed_are_read(wide: Path, mmap: bool) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_only_the_chunks_that_are_needed_are_read(
+    wide: Path, mmap: bool, weights_only: bool
+) -> None:
     found = []
+    options: Any = {"mmap": mmap, "verify": mmap or None, "weights_only": weights_only}
     for number in range(9):
         flip(wide, number * CHUNK + 100)
         try:
-            part = genesis.load(wide, only="a1", mmap=mmap, verify=True if mmap else None)["a1"]
+            part = genesis.load(wide, only="a1", **options)["a1"]
             assert (part == 1).all()
         except genesis.ChecksumError:
             found.append(number)
         flip(wide, number * CHUNK + 100)
     # The last holds the skeleton, and three the array. A mapped load verifies all if it is asked.
     assert found == ([*range(9)] if mmap else [2, 3, 4, 8])
+
+
+@needs_torch
+@pytest.mark.filterwarnings("ignore")  # torch's, about its own quantized tensors
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_part_of_every_kind_is_that_of_the_whole(tmp_path: Path, weights_only: bool) -> None:
+    base = torch.arange(100_000.0)
+    state = {
+        "views": [base[10:20], base[15:50_000], base[::3]],
+        "small": torch.ones(3, dtype=torch.bfloat16),
+        "empty": torch.zeros(0, 4),
+        "parameter": torch.nn.Parameter(torch.randn(70, 70).t()),
+        "quantized": torch.quantize_per_tensor(torch.randn(30), 0.1, 3, torch.qint8),
+        "shape": torch.Size([2]),
+        "arrays": (np.arange(9000)[::-2], np.ones((3, 4), order="F")[:, 1], np.array("text")),
+        "plain": {"step": 3, "names": ["a", None, 1.5]},
+    }
+    genesis.save(state, tmp_path / "f", clear=False)
+    for key, value in state.items():
+        part = genesis.load(tmp_path / "f", only=key, weights_only=weights_only)
+        assert_same(part, {key: value})
+    sparse = torch.eye(30).to_sparse()
+    genesis.save({"a": sparse, "b": 1}, tmp_path / "g", clear=False)
+    part = genesis.load(tmp_path / "g", only="a", weights_only=weights_only)["a"]
+    assert torch.equal(part.to_dense(), torch.eye(30))
 
 
 def test_damage_is_found_where_it_matters(wide: Path) -> None:

@@ -114,10 +114,36 @@ def _load_one(path: str, choices: LoadChoices, progress: Progress) -> Any:
 def _load_part(path: str, choices: LoadChoices, progress: Progress) -> Any:
     """The part of a state that `only` asks for, by itself where that can be told from the rest."""
     assert choices.only is not None
-    if not choices.weights_only:
-        with reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
-            return _read_part(open_file(path, source), choices.only, choices, progress)
+    read = _read_part_safely if choices.weights_only else _read_part
+    with reading(path) as source, suppress(NotACheckpointError, sketch.SketchError):
+        return read(open_file(path, source), choices.only, choices, progress)
     return sketch.chosen(_load_one(path, choices, progress), choices.only)
+
+
+def _read_part_safely(opened: Opened, only: Only, choices: LoadChoices, progress: Progress) -> Any:
+    """`_read_part` of a file that nobody vouches for: the state is built twice, first over memory
+    without content, to see which bytes the part is made of."""
+    from .. import _safe
+
+    if choices.mmap:
+        raise sketch.SketchError  # nothing is read before it is touched
+    verify = choices.verify is not False
+    memory = _skeleton_alone(opened, verify=verify)
+    skeleton = bytes(memoryview(memory)[opened.footer.skeleton_offset :])
+    choose = partial(sketch.chosen, only=only)
+    spans = _safe.spans_of(skeleton, choose, size=opened.data_size, path=opened.path)
+    if spans is None:
+        raise sketch.SketchError
+    _read_data(opened, spans, memory, progress, verify=verify)
+    region, _, _ = _split(opened, memory, mapped=False)
+    state = _safe.load(
+        skeleton,
+        data=region,
+        path=opened.path,
+        base_offset=opened.footer.skeleton_offset,
+        map_location=choices.map_location,
+    )
+    return choose(state)
 
 
 def _read_part(opened: Opened, only: Only, choices: LoadChoices, progress: Progress) -> Any:
@@ -131,10 +157,21 @@ def _read_part(opened: Opened, only: Only, choices: LoadChoices, progress: Progr
     part = sketch.part_of(skeleton, only, pickler=opened.index.pickler, map_location=location)
     spans = sketch.ranges(part)
     if not choices.mmap:
-        base = layout.HEADER_SIZE
-        wanted = [(base + low, base + high) for low, high in spans]
-        read_spans(opened, wanted, memory, progress, verify=verify)
+        _read_data(opened, spans, memory, progress, verify=verify)
     return sketch.made(part, region, map_location=location)
+
+
+def _read_data(
+    opened: Opened,
+    spans: list[tuple[int, int]],
+    memory: _mmap.mmap,
+    progress: Progress,
+    *,
+    verify: bool,
+) -> None:
+    """Read parts of the data region, which begins behind the header."""
+    wanted = [(layout.HEADER_SIZE + low, layout.HEADER_SIZE + high) for low, high in spans]
+    read_spans(opened, wanted, memory, progress, verify=verify)
 
 
 def _skeleton_alone(opened: Opened, *, verify: bool) -> _mmap.mmap:

@@ -54,12 +54,12 @@ def reduce_array(region: DataRegion, array: np.ndarray[Any, Any], *, frozen: boo
     placed = region.arrays
     if placed is None:
         placed = region.arrays = Placed(region)
-    span = _span(array)
+    span = span_of(array)
     contiguous = array.flags.forc
     foreign = placed.meet(array, span)
     if not contiguous and array.nbytes < SMALL:
         array, contiguous, foreign = np.ascontiguousarray(array), True, False
-        span = _span(array)
+        span = span_of(array)
     source: Any
     if contiguous:
         source, address, strides = array, span[0], array.strides
@@ -132,7 +132,7 @@ def is_foreign(array: np.ndarray[Any, Any]) -> bool:
     Raises:
         RefusedObjectError: some of it is not the owner's, or is gone already.
     """
-    return _is_foreign(array, _span(array), *_owner_of(array))
+    return _is_foreign(array, span_of(array), *_owner_of(array))
 
 
 def _is_foreign(array: np.ndarray[Any, Any], span: Span, owner: Any, restrided: bool) -> bool:
@@ -192,7 +192,7 @@ def _address(array: np.ndarray[Any, Any]) -> int:
     return ctypes.c_void_p.from_address(_pointer_in(interface, None) + _DATA).value or 0
 
 
-def _span(array: np.ndarray[Any, Any]) -> Span:
+def span_of(array: np.ndarray[Any, Any]) -> Span:
     """The addresses of an array's first byte and of the end of its last."""
     low = high = _address(array)
     if array.flags.forc:
@@ -207,7 +207,7 @@ def _memory_of(owner: Any) -> Span | None:
     """Where the memory of what arrays are views of begins and ends now, ``None`` where it does not
     tell."""
     if isinstance(owner, np.ndarray):
-        low, high = _span(owner)
+        low, high = span_of(owner)
         return (low, max(high, low + owner.nbytes)) if owner.flags.owndata else None
     if hasattr(owner, "untyped_storage"):  # a tensor, which may have been given another storage
         storage = owner.untyped_storage()

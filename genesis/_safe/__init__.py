@@ -8,6 +8,7 @@ site       the one list of globals, and what every argument must pass
 described  what an outline is made of
 plain, numpy, torch    how each listed global is built, and how it is described
 strict     ``weights_only=True``: what a skeleton can reach
+needed     which bytes a part of a state is made of
 outline    structure without values, for any pickle at all
 gadgets    names that nobody should register
 form       whether bytes are one whole pickle
@@ -20,10 +21,13 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from .._errors import CorruptCheckpointError, UnsafeLoadError
+from .._os.memory import address_of, private_memory
+from .._pickle.region import Region
 from .._threads.interrupts import CollectorPaused
 from .described import ArrayInfo, Opaque
 from .gadgets import is_gadget
 from .machine import Machine, MalformedError, RefusedError
+from .needed import spans
 from .outline import arrays, global_names, outline
 from .site import Site, require
 from .strict import StrictWorld, listed, survey
@@ -38,6 +42,7 @@ __all__ = [
     "load",
     "outline",
     "safe_globals",
+    "spans_of",
 ]
 
 _MAX_NAMES: Final = 1000
@@ -147,6 +152,11 @@ def load(
         CorruptCheckpointError: it is no pickle.
     """
     site = Site(data, len(skeleton), map_location, _safe_globals)
+    return build(skeleton, site, path=path, base_offset=base_offset)
+
+
+def build(skeleton: bytes | memoryview, site: Site, *, path: str, base_offset: int) -> Any:
+    """`load` at a site that the caller has made, and goes on to look at."""
     world = StrictWorld(site)
     machine = Machine(skeleton, world, world.memo())
     reached: Container[int] = ()
@@ -161,7 +171,7 @@ def load(
     except MalformedError as exc:
         raise CorruptCheckpointError(path, str(exc), base_offset + machine.start) from exc
     except RefusedError as exc:
-        refused = _refused(skeleton, exc, with_region=data is not None)
+        refused = _refused(skeleton, exc, with_region=site.data is not None)
         problem = _message(exc, refused)
         offset = base_offset + machine.start
         hint = _HOLDS_CODE if any(map(is_gadget, refused)) else exc.hint
@@ -169,6 +179,28 @@ def load(
     finally:
         _take_apart(site.fragile, reached)
     return value
+
+
+def spans_of(
+    skeleton: bytes | memoryview, choose: Callable[[Any], Any], *, size: int, path: str
+) -> list[tuple[int, int]] | None:
+    """Where the bytes of a part stand in the data region: first and last but one. ``None`` where
+    that cannot be told: who builds the whole hears why.
+
+    The state is built over memory without content, which takes none. Raises what `choose` raises.
+
+    Args:
+        choose: takes the state, gives the part.
+        size: bytes of the data region.
+    """
+    memory = private_memory(max(size, 1))
+    site = Site(Region(memoryview(memory)[:size]), len(skeleton), None, _safe_globals)
+    try:
+        state = build(skeleton, site, path=path, base_offset=0)
+    except CorruptCheckpointError:
+        return None
+    part = choose(state)
+    return spans(part, site, address_of(memory))
 
 
 def _refused(
