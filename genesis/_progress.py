@@ -70,7 +70,13 @@ class Progress:
             self._pieces.append(total - self.done - sum(self._pieces))
             self._note()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        try:
             self._bar.close()
+        except Exception as exc:  # standard error is gone, say
+            _log(exc)
 
     def add(self, size: int) -> None:
         """A piece is done, on any thread."""
@@ -90,9 +96,13 @@ class Progress:
                 self._tell(self.done, self.total)
         except Exception as exc:
             self._tell = None
-            logging.getLogger("genesis").error("progress is not told any more", exc_info=exc)
+            _log(exc)
         finally:
             self._telling.release()
+
+
+def _log(error: Exception) -> None:
+    logging.getLogger("genesis").error("progress is not told any more", exc_info=error)
 
 
 class _Bar:

@@ -104,6 +104,22 @@ def test_what_a_callable_raises_fails_no_save_and_is_logged_once(
     assert [record.getMessage() for record in errors] == ["progress is not told any more"] * 2
 
 
+def test_a_bar_that_cannot_be_ended_fails_no_save(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tqdm = pytest.importorskip("tqdm")
+
+    failures = [BrokenPipeError("nobody reads")]
+
+    def fail(_: object) -> None:
+        if failures:  # once: a bar that is dropped is closed again
+            raise failures.pop()
+
+    monkeypatch.setattr(tqdm.tqdm, "close", fail)
+    assert genesis.save({"n": 1}, tmp_path / "f", progress=True).outcome == "durable"
+    assert [record.getMessage() for record in caplog.records] == ["progress is not told any more"]
+
+
 @pytest.mark.parametrize("library", ["tqdm", "rich"])
 def test_a_bar(
     tmp_path: Path,
