@@ -20,6 +20,7 @@ from contention import DEADLINE, Script, litter
 import genesis
 from genesis import CheckpointManager, aio
 from genesis._os import files
+from genesis.manager.orders import Orders
 from genesis.retention import BestN, Checkpoint, EveryN, LastN, Retention
 
 
@@ -70,6 +71,19 @@ def test_a_writer_that_comes_later_stands_behind_what_others_wrote(tmp_path: Pat
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))  # no time tells
     assert CheckpointManager(tmp_path).latest() == str(tmp_path / "epoch_000000.pth")
+
+
+def test_orders_rise_with_the_calls_whichever_save_is_written_first() -> None:
+    orders = Orders()
+    others = [Checkpoint(0, "f", order=40)]
+    first, second, third = (orders.place() for _ in range(3))
+    late = {place: orders.order(place, others) for place in (second, first, third)}
+    assert 40 < late[first] < late[second] < late[third]
+    orders.place()  # of a save that fails, and gets no order
+    places = [orders.place() for _ in range(3000)]  # more than are remembered
+    given = [orders.order(place, [Checkpoint(0, "f", order=late[third])]) for place in places]
+    assert given == sorted(set(given))
+    assert given[0] > late[third]
 
 
 WATCHES = """

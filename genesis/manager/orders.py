@@ -7,6 +7,7 @@ from itertools import count
 
 from ..retention import Checkpoint
 
+_BEHIND = 100
 _KEPT = 1000
 
 
@@ -21,13 +22,18 @@ class Orders:
 
     def __init__(self) -> None:
         self._places = count(1)
+        self._open: dict[int, None] = {}
+        """Places without an order, of the last `_BEHIND`: a save that fails gets none."""
         self._base = 0
         self._ours: dict[int, int] = {}
         """The place of each order that was given."""
 
     def place(self) -> int:
         """A place behind all that were asked for before."""
-        return next(self._places)
+        place = next(self._places)
+        self._open[place] = None
+        self._open.pop(place - _BEHIND, None)
+        return place
 
     def order(self, place: int, written: Iterable[Checkpoint]) -> int:
         """The order of the save with this place.
@@ -36,7 +42,9 @@ class Orders:
             written: what is in the folder.
         """
         others = [each.order for each in written if each.order not in self._ours]
-        self._base = max([self._base, *(order + 1 - place for order in others)])
+        lowest = min([place, *self._open.copy()])  # whose order is to be above theirs, too
+        self._base = max([self._base, *(order + 1 - lowest for order in others)])
+        self._open.pop(place, None)
         order = self._base + place
         while self._ours.setdefault(order, place) != place:
             order += 1
