@@ -9,10 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 Tell = Callable[[int, int], object]
 ProgressOption = bool | Tell
@@ -39,70 +37,87 @@ def _is_installed(name: str) -> bool:
 
 
 class Progress:
-    """What of one save or load is done. Thread-safe, and `tell` is called by one thread at a time.
+    """What of one save or load is done. Thread-safe.
 
     Args:
         wanted: the option `progress`.
         what: the path, whose name stands beside a bar.
 
     Attributes:
-        done: bytes that are; read it on any thread.
         total: bytes that are to be, 0 before it runs.
     """
 
-    def __init__(self, wanted: ProgressOption = False, what: str = "") -> None:
-        self.done = 0
-        self.total = 0
-        self._pieces: deque[int] = deque()
-        self._bar = _Bar(os.path.basename(what))
-        self._tell = self._bar.show if wanted is True else None if wanted is False else wanted
-        self._telling = threading.Lock()  # guards done; nobody waits for it
+    __slots__ = ("_pieces", "_teller", "total")
 
-    @contextmanager
-    def running(self, total: int) -> Iterator[None]:
+    def __init__(self, wanted: ProgressOption = False, what: str = "") -> None:
+        self.total = 0
+        self._pieces: list[int] = []
+        self._teller = None if wanted is False else _Teller(wanted, what)
+
+    @property
+    def done(self) -> int:
+        """Bytes that are."""
+        return sum(self._pieces)
+
+    def running(self, total: int) -> Self:
         """A block that does so many bytes. Left well, all of it is done. A second block begins
         anew."""
-        self.done, self.total = 0, total
-        self._pieces.clear()
-        self._note()
-        try:
-            yield
-            self._pieces.append(total - self.done - sum(self._pieces))
-            self._note()
-        finally:
-            self._close()
+        self.total, self._pieces = total, []
+        return self
 
-    def _close(self) -> None:
-        try:
-            self._bar.close()
-        except Exception as exc:  # standard error is gone, say
-            _log(exc)
+    def __enter__(self) -> None:
+        self._tell()
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._pieces.append(self.total - self.done)
+            self._tell()
+        if self._teller is not None:
+            self._teller.close()
 
     def add(self, size: int) -> None:
         """A piece is done, on any thread."""
         if size:
             self._pieces.append(size)
-            self._note()
+            self._tell()
 
-    def _note(self) -> None:
+    def _tell(self) -> None:
+        if self._teller is not None:
+            self._teller.tell(self)
+
+
+class _Teller:
+    """Calls a callable, or a bar, on one thread at a time; an error ends that and is logged."""
+
+    def __init__(self, wanted: ProgressOption, what: str) -> None:
+        self._bar = _Bar(os.path.basename(what))
+        self._call: Tell | None = wanted if callable(wanted) else self._bar.show
+        self._told = -1
+        self._calling = threading.Lock()  # guards _told; nobody waits for it
+
+    def tell(self, progress: Progress) -> None:
         # Not waited for: the next piece, or the end, tells what this one could not.
-        if not self._telling.acquire(blocking=False):
+        if self._call is None or not self._calling.acquire(blocking=False):
             return
         try:
-            before = self.done
-            while self._pieces:
-                self.done += self._pieces.popleft()
-            if self._tell is not None and (self.done > before or not before):
-                self._tell(self.done, self.total)
+            if (done := progress.done) != self._told:
+                self._told = done
+                self._call(done, progress.total)
         except Exception as exc:
-            self._tell = None
-            _log(exc)
+            self._give_up(exc)
         finally:
-            self._telling.release()
+            self._calling.release()
 
+    def close(self) -> None:
+        self._told = -1
+        try:
+            self._bar.close()
+        except Exception as exc:  # standard error is gone, say
+            self._give_up(exc)
 
-def _log(error: Exception) -> None:
-    logging.getLogger("genesis").error("progress is not told any more", exc_info=error)
+    def _give_up(self, error: Exception) -> None:
+        self._call = None
+        logging.getLogger("genesis").error("progress is not told any more", exc_info=error)
 
 
 class _Bar:
