@@ -6,10 +6,12 @@ Tensors and arrays of one framework have files of their own.
 from __future__ import annotations
 
 import copy
+import copyreg
 import pickle
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,63 @@ def test_an_importable_class_is_saved_by_name_beside_a_lambda(path: Path) -> Non
     loaded = genesis.load(path)
     assert loaded["class"] is corpus.Node
     assert loaded["optimizer"] is torch.optim.SGD
+
+
+class Bound:
+    """Holds methods that are bound to it, under the names that its state gives them."""
+
+    def __init__(self) -> None:
+        def own(self: Bound) -> Bound:
+            return self
+
+        self.own = own.__get__(self)
+        self.of_the_class = self.of_the_class
+
+    def of_the_class(self) -> Bound:
+        return self
+
+
+class Slotted:
+    __slots__ = ("own",)
+
+    def __init__(self) -> None:
+        self.own = types.MethodType(Slotted.own_too, self)
+
+    def own_too(self) -> Slotted:
+        return self
+
+
+Slotted.own_too.__name__ = "own"
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_method_that_its_object_holds_needs_no_state_of_the_object(
+    force: bool, path: Path
+) -> None:
+    loaded = round_trip([Bound(), Slotted(), lambda: None] if force else [Bound(), Slotted()], path)
+    for made in loaded[:2]:
+        assert made.own() is made
+    assert loaded[0].of_the_class() is loaded[0]
+
+
+class ToldMeta(type):
+    """One that says how its classes are pickled; they have no hash."""
+
+    def __eq__(cls, other: object) -> bool:
+        return type(other) is ToldMeta and cls.__name__ == other.__name__  # type: ignore[attr-defined]
+
+
+def _told(name: str) -> ToldMeta:
+    return ToldMeta(name, (), {"__module__": None})
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_metaclass_says_through_copyreg_how_its_classes_are_pickled(
+    force: bool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(copyreg.dispatch_table, ToldMeta, lambda cls: (_told, (cls.__name__,)))
+    loaded = round_trip([_told("made"), lambda: None] if force else [_told("made")], path)
+    assert loaded[0] == _told("made")
 
 
 def test_large_bytes_are_saved_once_however_often_they_are_referred_to(path: Path) -> None:

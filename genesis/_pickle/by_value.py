@@ -80,7 +80,7 @@ def needs_words(cls: type) -> Reducer | None:
     """The reducer of what pickle saves in a way that does not give it back; it raises
     `NeedsByValueError` where only dill's words do. ``None`` for all other classes."""
     if cls is types.MethodType:
-        return lambda method: _if_found(method, method.__self__, method.__name__)
+        return _bound
     if cls in _DESCRIPTORS:
         return lambda found: _if_found(found, found.__objclass__, found.__name__)
     return _name_of_sentinel if cls.__module__ == "dataclasses" and _sentinels(cls) else None
@@ -94,6 +94,18 @@ def _if_found(obj: Any, holder: Any, name: str) -> Any:
     if getattr(holder, name, None) != obj:
         raise NeedsByValueError
     return getattr, (holder, name)
+
+
+def _bound(method: types.MethodType) -> Any:
+    """As an attribute of what it is bound to, unless its state has to be there for that: the method
+    is built first."""
+    holder, name = method.__self__, method.__name__
+    given = getattr(type(holder), name, None)
+    in_slot = type(given) is types.MemberDescriptorType
+    own = in_slot or (name in getattr(holder, "__dict__", ()) and given is not method.__func__)
+    if own and not isinstance(holder, type):
+        raise NeedsByValueError
+    return _if_found(method, holder, name)
 
 
 def _sentinels(cls: type) -> list[str]:
@@ -134,6 +146,8 @@ class ByValue:
         place = place_of(obj)
         if place and not is_of_main(obj):
             return NotImplemented
+        if type(obj) in copyreg.dispatch_table:
+            return NotImplemented  # a class whose metaclass says how it is pickled
         if not place and isinstance(obj, type) and obj in self._dill._typemap:
             self.used = True
             return self._dill._load_type, (self._dill._typemap[obj],)
@@ -355,7 +369,7 @@ def _module(module: types.ModuleType) -> Any:
 
 def _method(method: types.MethodType) -> Any:
     try:
-        return _if_found(method, method.__self__, method.__name__)
+        return _bound(method)
     except NeedsByValueError:
         return types.MethodType, (method.__func__, method.__self__)
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 from math import prod
-from operator import attrgetter, mul
+from operator import attrgetter, is_, mul
 from typing import Any
 
 import numpy as np
 
 from .._os.memory import PrivateMemory, all_readable
-from .buffers import DATA, NDARRAY, SMALL, DataRegion, RefusedObjectError, refuse_unreadable
+from .buffers import DATA, NDARRAY, SMALL, Call, DataRegion, RefusedObjectError, refuse_unreadable
 from .region import Region, RegionBuffer
 
 _Restrided: Any = type(np.lib.stride_tricks.as_strided(np.zeros(1)).base)
@@ -123,7 +123,30 @@ def reduce_as_numpy(region: DataRegion, array: np.ndarray[Any, Any]) -> Any:
     for each in (array, getattr(array, "_mask", None)):
         if isinstance(each, np.ndarray):
             is_foreign(each)
-    return region.reduce_own(array)
+    reduction = region.reduce_own(array)
+    attributes = _attributes(array)
+    return _with_attributes(array, reduction, attributes) if attributes else reduction
+
+
+def _attributes(array: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """What an array of a subclass holds beside its elements, where NumPy's reduction drops it."""
+    cls = type(array)
+    own = any(getattr(cls, name) is not getattr(np.ndarray, name) for name in _REDUCE)
+    if own or isinstance(array, np.memmap):  # which holds its file
+        return {}
+    return getattr(array, "__dict__", {})
+
+
+def _with_attributes(array: Any, reduction: Any, attributes: dict[str, Any]) -> Any:
+    """NumPy's state is set, and then the attributes, when the array is in the memo. The call whose
+    arguments these are gives nothing: see `by_value`."""
+    create, arguments, state = reduction
+    fill = Call((Call((getattr, (array, "__setstate__"))), (state,)))
+    update = Call((getattr, (Call((getattr, (array, "__dict__"))), "update")))
+    return create, arguments, (fill, Call((update, (attributes,)))), None, None, is_
+
+
+_REDUCE = "__reduce__", "__reduce_ex__", "__setstate__"
 
 
 def is_foreign(array: np.ndarray[Any, Any]) -> bool:

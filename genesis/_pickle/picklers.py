@@ -7,6 +7,7 @@ Nothing here decides which pickler is used.
 
 from __future__ import annotations
 
+import copyreg
 import pickle
 from collections.abc import Callable
 from operator import attrgetter
@@ -87,8 +88,8 @@ class Reducers(dict[type, Reducer]):
         region.reduce_own = once
 
     def __missing__(self, cls: type) -> Reducer:
-        if issubclass(cls, type):
-            raise KeyError(cls)  # a class: the pickler knows how
+        if issubclass(cls, type):  # a class: the pickler knows how, unless its metaclass says it
+            return copyreg.dispatch_table[cls]
         if not self._main and is_of_main(cls):
             raise NeedsByValueError
         self[cls] = reducer = self.special(cls) or self._once.reducer_for(cls)

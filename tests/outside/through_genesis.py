@@ -21,13 +21,20 @@ _BEGINNING = b"\x80\x05C2\x89genesis checkpoint"
 _folder = tempfile.TemporaryDirectory()
 
 
-def dumps(obj: object, *_: Any, **__: Any) -> bytes:
-    """Save an object; return the bytes of the file."""
-    file = _new_file()
-    genesis.save(obj, file, clear=False)
-    written = file.read_bytes()
-    file.unlink()
-    return written
+def dumps_or(others: Callable[..., bytes]) -> Callable[..., bytes]:
+    """A ``dumps`` that returns the bytes of a file of genesis, or what `others` do where one of the
+    protocols of Python 1 is asked for."""
+
+    def dumps(obj: object, protocol: int | None = None, *args: Any, **kwargs: Any) -> bytes:
+        if protocol in (0, 1):
+            return others(obj, protocol, *args, **kwargs)
+        file = _new_file()
+        genesis.save(obj, file, clear=False)
+        written = file.read_bytes()
+        file.unlink()
+        return written
+
+    return dumps
 
 
 def loads_or(others: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,7 +61,7 @@ def _new_file() -> Path:
 
 def _replace(name: str) -> None:
     module: Any = importlib.import_module(name)
-    module.dumps, module.loads = dumps, loads_or(module.loads)
+    module.dumps, module.loads = dumps_or(module.dumps), loads_or(module.loads)
 
 
 for _name in ("pickle", "dill", "dill._dill", "cloudpickle", "cloudpickle.cloudpickle"):
