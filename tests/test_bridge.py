@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+import trio
 from contention import DEADLINE, held, join_threads, run
 
 import genesis
@@ -33,6 +34,18 @@ async def test_call_runs_on_another_thread_and_returns_its_result() -> None:
     thread = await _bridge.call(threading.current_thread)
     assert thread is not threading.current_thread()
     assert thread.name == "genesis-aio"
+
+
+@pytest.mark.anyio
+async def test_a_trio_older_than_its_functions_for_this_is_recognised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anyio_backend_name: str
+) -> None:
+    """Before 0.29 it cannot be asked whether it runs."""
+    for name in ("in_trio_run", "in_trio_task"):
+        monkeypatch.delattr(trio.lowlevel, name, raising=False)
+    assert _bridge.on_trio() is (anyio_backend_name == "trio")
+    await aio.save({"n": 1}, tmp_path / "f")
+    assert await aio.load(tmp_path / "f") == {"n": 1}
 
 
 @pytest.mark.anyio

@@ -18,6 +18,7 @@ from second_reader import read, take_apart
 import genesis
 
 jax = pytest.importorskip("jax", reason="JAX is not installed")
+pytest.importorskip("jax.experimental")
 jnp = jax.numpy
 
 DTYPES = [
@@ -211,7 +212,8 @@ def test_what_others_write_after_a_background_save_is_not_in_the_file(
 def test_numbers_of_64_bits_that_lose_half_of_them_are_not_lost_in_silence(
     options: dict[str, Any], path: Path
 ) -> None:
-    with jax.enable_x64(True):
+    enable_x64 = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64
+    with enable_x64(True):
         state = {"x": jnp.arange(3) + 2**40, "f": jnp.ones(2), "weak": jnp.asarray(0.1)}
         assert state["x"].dtype == "int64"
         if options:
@@ -220,7 +222,7 @@ def test_numbers_of_64_bits_that_lose_half_of_them_are_not_lost_in_silence(
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert genesis.load(path, **options)["x"].tolist() == [2**40, 2**40 + 1, 2**40 + 2]
-    with jax.enable_x64(False), warnings.catch_warnings(record=True) as caught:
+    with enable_x64(False), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert genesis.load(path, **options)["x"].dtype == "int32"
     assert [warning.category for warning in caught] == [genesis.PrecisionWarning] * len(state)

@@ -29,9 +29,20 @@ from same import assert_same_array, assert_same_tensor
 import genesis
 
 DEADLINE = 60.0
+
+
+def _is_known_to_torchs_save(dtype: torch.dtype) -> bool:
+    try:
+        torch.save(torch.ones(1, dtype=dtype), io.BytesIO())
+    except KeyError:  # the unsigned ones, before torch 2.5
+        return False
+    return True
+
+
 DTYPES = [
     *(torch.float32, torch.int64, torch.uint8, torch.bfloat16, torch.complex64, torch.bool),
-    *(torch.float8_e4m3fn, torch.uint16),
+    torch.float8_e4m3fn,
+    *filter(_is_known_to_torchs_save, [torch.uint16]),
 ]
 SIZES = st.sampled_from([64, 640, 4096, 70_000, 200_000])
 """Bytes of a memory, on both sides of what is copied by itself."""

@@ -279,6 +279,9 @@ class Tagged(np.ndarray[Any, Any]):
 class Plain(np.ndarray[Any, Any]):
     """A subclass whose attributes NumPy's own reduction drops."""
 
+    unit: Any
+    itself: Any
+
     def __array_finalize__(self, other: Any) -> None:
         if isinstance(other, Plain):
             self.unit = other.unit

@@ -56,12 +56,15 @@ for page, text in eval(sys.stdin.read()).items():
 """
 
 
+TORCH_2_4 = "ignore:You are using `torch.load`:FutureWarning"
+
+
 @needs_torch
 def test_the_programs_run(tmp_path: Path) -> None:
     pytest.importorskip("trio")
     assert len(PROGRAMS) >= 8
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN_ALL],
+        [sys.executable, "-W", "error", "-W", TORCH_2_4, "-c", RUN_ALL],
         cwd=tmp_path,
         input=repr(PROGRAMS),
         capture_output=True,

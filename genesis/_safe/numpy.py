@@ -140,13 +140,17 @@ def _jax_array(site: Site, array: Any) -> object:
     return asarray(array)
 
 
+_OTHER_JAX = "a JAX array of another kind"
+
+
 @builds("jax._src.array _reconstruct_array")
 def _jax_array_of_its_own(site: Site, begin: Any, arguments: Any, state: Any, kind: Any) -> object:
     """As JAX reduces it: of a weak type, mostly."""
     begun = type(begin) is Token and begin.name.endswith(".multiarray _reconstruct")
     require(begun and type(arguments) is tuple, "a JAX array that is begun in another way")
-    weak = kind.get("weak_type", False) if type(kind) is dict else None
-    require(len(kind or ()) <= 1 and type(weak) is bool, "a JAX array of another kind")
+    require(type(kind) is dict and kind.keys() <= {"weak_type", "named_shape"}, _OTHER_JAX)
+    weak, names = kind.get("weak_type", False), kind.get("named_shape", {})  # JAX up to 0.4.30
+    require(type(weak) is bool and type(names) is dict and not names, _OTHER_JAX)
     array: Any = _unfinished_array(site, *arguments)
     site.finish(array, state)
     made: Any = _jax_array(site, array)

@@ -53,6 +53,9 @@ fuzz = settings(
 )
 
 
+BYTE_BOUNDS = getattr(np, "byte_bounds", None) or np.lib.array_utils.byte_bounds  # NumPy 1 or 2
+
+
 def check(skeleton: bytes) -> None:
     """Give a stream to both readers, with and without a data region."""
     for data in (bytearray(SIZE), None):
@@ -74,7 +77,7 @@ def check_bounds(part: Any, region: bytes | bytearray) -> None:
     low = np.frombuffer(region, "u1").ctypes.data
     if isinstance(part, np.ndarray) and part.nbytes and part.base is not None:
         memory = np.frombuffer(part.base, "u1")
-        begin, (first, end) = memory.ctypes.data, np.lib.array_utils.byte_bounds(part)
+        begin, (first, end) = memory.ctypes.data, BYTE_BOUNDS(part)
         assert part.base is region or memory.nbytes == part.nbytes
         assert begin <= first
         assert end <= begin + memory.nbytes
