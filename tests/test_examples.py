@@ -186,6 +186,13 @@ def test_lightning_trainer(tmp_path: Path) -> None:
     assert re.fullmatch(r"step 90; the best is of epoch [45], sound and loaded", end)
 
 
+def test_huggingface_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    output = run("huggingface_trainer.py", "run", folder=tmp_path, warnings="ignore")
+    assert "steps kept: [60, 80] " in output.splitlines()[-1]
+    assert len(list((tmp_path / "run").glob("checkpoint-*.pth"))) == 2
+
+
 def test_distributed_trainer(tmp_path: Path) -> None:
     """With real torchrun; the second start has another number of ranks."""
     fsdp = pytest.importorskip("torch.distributed.fsdp", reason="torch has no distributed")

@@ -51,8 +51,8 @@ class GenesisCheckpoints(_Trainer):  # type: ignore[misc]
     by the next save or by the end of `train`, once.
 
     ``train(resume_from_checkpoint=True)`` goes on from the newest sound checkpoint; a damaged one
-    is passed over with a `RecoveredFromBackupWarning`. The path of a file does too, and a folder that
-    the plain Trainer wrote is read as ever.
+    is passed over with a `RecoveredFromBackupWarning`. The path of a file does too, and a folder
+    that the plain Trainer wrote is read as ever.
 
     Attributes:
         weights_only: of loads: build nothing but tensors and plain data. Turn it off in a subclass
