@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import _load, _random
@@ -158,8 +159,7 @@ class GenesisCheckpoints(_Trainer):  # type: ignore[misc]
             yield wanted
             return
         with tempfile.TemporaryDirectory(prefix="genesis-resume-") as folder:
-            with open(os.path.join(folder, TRAINER_STATE_NAME), "w", encoding="utf-8") as file:
-                file.write(loaded["trainer_state"])
+            Path(folder, TRAINER_STATE_NAME).write_text(loaded["trainer_state"], encoding="utf-8")
             self._resumed = folder, loaded
             try:
                 yield folder
