@@ -6,7 +6,7 @@ SOURCES := $(shell find genesis -name '*.py' -o -name py.typed) README.md LICENS
 COVERAGE ?= --cov --cov-report=term
 ARGS ?=
 QUICK := tests/test_layers.py tests/test_surface.py tests/test_fs.py tests/test_format.py \
-	tests/test_numpy_objects.py tests/test_objects.py tests/test_versions.py tests/attacks/test_planted.py
+	tests/test_numpy_objects.py tests/test_objects.py tests/versions tests/attacks/test_planted.py
 
 .PHONY: demo test check docs versions outside lint format bench torture clean
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
+import benchmarks  # noqa: F401  makes genesis_bench known
 import pytest
 from genesis_bench import choices, goals, jobs, machine, report, run
 from genesis_bench.parts import choose, parts

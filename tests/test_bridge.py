@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import pytest
 import trio
-from contention import DEADLINE, held, join_threads, run
+from contention import DEADLINE, HELPERS, held, join_threads, run
 
 import genesis
 from genesis import aio
@@ -156,7 +156,7 @@ genesis.flush()
 genesis.save({"n": 3}, folder / "f")
 print(genesis.load(folder / "f"))
 """
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})"
     status, output, errors = run(prelude + script, tmp_path)
     assert status == 0, errors
     assert output == "{'n': 3}\n"
@@ -236,7 +236,7 @@ with held(folder) as hold:
 genesis.flush()
 print(genesis.load(folder / "f")["n"] in (2, 3))
 """
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})"
     for kind in ("plain", "background"):
         folder = tmp_path / kind
         folder.mkdir()
@@ -293,7 +293,7 @@ asyncio.run(main())
 
 
 def test_an_asyncio_task_waits_on_while_a_trio_guest_run_ends(tmp_path: Path) -> None:
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})"
     status, output, errors = run(prelude + GUEST, tmp_path)
     assert status == 0, errors
     assert output == "durable durable\n"
@@ -335,7 +335,7 @@ with held(folder / "d") as hold:
     asyncio.run(main())
 print(genesis.load(folder / "d/f"), genesis.load(folder / "g"))
 """
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})"
     status, output, errors = run(prelude + script, tmp_path)
     assert status == 0, errors
     assert output.splitlines()[0].startswith("refused: a save of")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from contention import litter
 from optional import needs_torch, torch
 
@@ -19,7 +20,6 @@ import genesis
 from genesis.retention import LastN
 
 typer = pytest.importorskip("typer")
-typer_testing = pytest.importorskip("typer.testing")
 
 from genesis.cli import app  # noqa: E402
 
@@ -35,13 +35,6 @@ COMMANDS = {
     "report": "--output -o --name --metric --mode",
     "verify": "--quiet -q",
 }
-
-
-def run(*arguments: object, status: int = 0) -> str:
-    """What a command prints, on both of its streams."""
-    found = typer_testing.CliRunner(env={"COLUMNS": "200"}).invoke(app, list(map(str, arguments)))
-    assert found.exit_code == status, (found.output, found.exception)
-    return str(found.output)
 
 
 @pytest.fixture

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 
 import genesis
 from genesis.retention import EveryN, LastN
-
-pytest.importorskip("typer")
-
-from test_cli import run
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 EVIL = "<script>document.title='x'</script>"

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 import second_reader
 from contention import descriptors
-from golden.make import golden, numpy_state, torch_state
+from golden_files import golden, numpy_state, torch_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optional import torch

@@ -231,7 +231,7 @@ class Jobs:
 
 @pytest.fixture(scope="module")
 def jobs() -> Iterator[Jobs]:
-    command = [sys.executable, Path(__file__).with_name("forked_ranks.py")]
+    command = [sys.executable, Path(__file__).parent / "helpers" / "forked_ranks.py"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
     ) as process:

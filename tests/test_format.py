@@ -22,14 +22,14 @@ import dill
 import numpy as np
 import pytest
 import second_reader
-from golden.make import STATES, golden
+from golden_files import STATES, golden
 from optional import needs_torch, torch
 from same import assert_same
 from second_writer import CHUNK_SIZE, PLAIN, TORCH, assemble, assemble_stream, header, index, sealed
 
 import genesis
 
-TESTS = Path(__file__).parent
+HELPERS = str(Path(__file__).parent / "helpers")
 PICKLED = ("plain", "numpy", "torch")
 SKELETON = pickle.dumps({"step": 1}, 5)
 NO_ARRAYS = b"\x80\x05N\x940"
@@ -84,11 +84,11 @@ def test_the_golden_file_of_dill(read: Callable[[Path], dict[str, Any]]) -> None
 def test_the_golden_file_opens_without_genesis(name: str) -> None:
     program = f"""
         import sys
-        sys.path.insert(0, {str(TESTS)!r})
+        sys.path.insert(0, {HELPERS!r})
         for missing in ("genesis", "xxhash", {"" if name == "dill" else "dill"!r}):
             sys.modules[missing] = None
         import {"dill" if name == "dill" else "pickle"} as reader
-        from golden.make import STATES, golden
+        from golden_files import STATES, golden
         from same import assert_same
 
         with open(golden({name!r}), "rb") as file:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contention import DEADLINE, busy_writer, held, run, start_save
+from contention import DEADLINE, HELPERS, busy_writer, held, run, start_save
 
 import genesis
 from genesis import SaveFuture, SaveReport
@@ -233,7 +233,7 @@ with held(folder):
     genesis.save({"n": 0}, folder / "f", background=True).add_done_callback(slow)
     genesis.save({"n": 9}, folder / "g", background=True).add_done_callback(slow)
 """
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})"
     status, output, errors = run(prelude + script, tmp_path)
     assert (status, sorted("".join(output.split())), errors) == (0, ["0", "9"], "")
 

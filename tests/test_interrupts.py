@@ -30,7 +30,7 @@ from genesis._threads.interrupts import CollectorPaused, Doubled, Event, Thread
 from genesis._threads.waiting import OpenFuture
 
 PACKAGE = Path(genesis.__file__).parent
-SCRIPT = Path(__file__).with_name("interrupting.py")
+SCRIPT = Path(__file__).parent / "helpers" / "interrupting.py"
 
 OPERATIONS = (
     "plain", "background", "result", "deferred", "supersede", "load", "mapped", "flush",

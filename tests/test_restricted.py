@@ -23,11 +23,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import assembler as asm
 import dill
 import numpy as np
 import pytest
 import torch
-from attacks import assembler as asm
 from same import assert_same
 from torch import nn
 

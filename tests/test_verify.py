@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from attacks.assembler import call, name, stream
-from attacks.files import genesis_file
+from assembler import call, name, stream
+from genesis_files import genesis_file
 
 import genesis
 

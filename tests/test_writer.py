@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 from contention import (
     DEADLINE,
+    HELPERS,
     busy_writer,
     default_budget,
     descriptors,
@@ -524,7 +525,7 @@ print(genesis.load(folder / "f"))
 def test_a_handler_may_wait_for_saves_while_a_state_is_captured(
     tmp_path: Path, threads: int
 ) -> None:
-    prelude = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    prelude = f"import sys; sys.path.insert(0, {HELPERS!r})\n"
     status, output, errors = run(WATCHDOG + prelude + WAITS_IN_A_HANDLER, tmp_path, threads)
     assert status == 0, errors
     assert output.splitlines()[-1] == "{'n': 7}"

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .assembler import (
+from assembler import (
     FROM_BUFFER,
     REGION,
     Code,

@@ -20,13 +20,13 @@ import dill  # noqa: F401  the limit counts from what all of these take
 import jax.numpy
 import numpy
 import torch  # noqa: F401
+from assembler import array, floats, stream
+from genesis_files import genesis_file
 
 import genesis
 from genesis import GenesisError, _safe
 
-from .assembler import array, floats, stream
 from .corpus import CANARY_MODULE, DATA, EXTENSION_CODES, Attack, attacks
-from .files import genesis_file
 
 HEADROOM = 512 << 20
 """Bytes of address space for the whole corpus, beyond what the imports take."""

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from assembler import call, name, stream, value
+from genesis_files import genesis_file
 from optional import jax, torch
 
 import genesis
-from attacks.assembler import call, name, stream, value
-from attacks.corpus import Attack, attacks
-from attacks.files import genesis_file
+
+from .corpus import Attack, attacks
 
 _HANG = 900
 """Seconds; the corpus takes less than a tenth of it."""
@@ -37,7 +38,8 @@ Outcomes = dict[str, dict[str, Any]]
 def run(folder: Path, *readers: str) -> dict[str, Outcomes]:
     if not (torch and jax):
         pytest.skip("the corpus needs torch and JAX")
-    paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    tests = Path(__file__).parents[1]
+    paths = [str(tests), str(tests / "helpers"), *filter(None, [os.environ.get("PYTHONPATH")])]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "attacks.runner", str(folder), *readers],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},

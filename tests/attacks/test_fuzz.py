@@ -13,17 +13,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+import assembler as asm
 import jax
 import numpy as np
 import pytest
 import torch
+from assembler import FROM_BUFFER, REGION, Code
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from same import assert_same
 
 import genesis
-from attacks import assembler as asm
-from attacks.assembler import FROM_BUFFER, REGION, Code
 from genesis import _safe
 from genesis._pickle import picklers
 from genesis._pickle.buffers import DataRegion

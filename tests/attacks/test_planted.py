@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from assembler import call, name, stream
+from genesis_files import genesis_file
 from optional import torch
 
 import genesis
-from attacks.assembler import call, name, stream
-from attacks.files import genesis_file
 from genesis import aio
 from genesis._os import files
 from genesis._os.descriptors import Descriptor

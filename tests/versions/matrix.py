@@ -35,8 +35,8 @@ LOWEST = {
     "safetensors": "0.5",
     "typer": "0.15",
 }
-"""The lowest versions that pyproject.toml promises; tests/test_versions.py compares them. JAX needs
-the jaxlib of its own version, and both a SciPy and an ml_dtypes of their time."""
+"""The lowest versions that pyproject.toml promises; test_versions.py compares them. JAX needs the
+jaxlib of its own version, and both a SciPy and an ml_dtypes of their time."""
 
 OF_THEIR_TIME = {
     "scipy": "1.11.4",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from optional import torch
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "golden"
 DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
     *("int64", "int32", "int16", "int8", "uint8", "uint16", "bool", "complex64"),

@@ -24,6 +24,8 @@ import genesis
 from genesis._file import writer
 
 DEADLINE = 60.0
+HELPERS = str(Path(__file__).parent)
+"""What a script puts on its path to import from here."""
 """Seconds after which something that must happen is taken never to happen."""
 
 
