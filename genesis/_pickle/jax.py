@@ -9,7 +9,9 @@ are left to their own reduction.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -51,8 +53,23 @@ def constructor(module: str, name: str) -> Callable[..., Any] | None:
     return None
 
 
-def asarray(array: np.ndarray[Any, Any]) -> jax.Array:
+_stays: ContextVar[bool] = ContextVar("stays", default=False)
+
+
+@contextmanager
+def on_the_host() -> Iterator[None]:
+    """In this block, and on this thread, a load gives NumPy's arrays in the place of JAX's."""
+    token = _stays.set(True)
+    try:
+        yield
+    finally:
+        _stays.reset(token)
+
+
+def asarray(array: np.ndarray[Any, Any]) -> Any:
     """``jax.numpy.asarray``, which halves numbers of 64 bits where JAX has none, with a warning."""
+    if _stays.get():
+        return array
     _warn_if_halved(array.dtype)
     return jnp.asarray(array)
 
