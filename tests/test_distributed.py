@@ -6,6 +6,7 @@ process, of one rank.
 
 from __future__ import annotations
 
+import inspect
 import json
 import random
 import subprocess
@@ -224,9 +225,10 @@ class Jobs:
     def run(
         self, program: str, folder: Path, number: int, kill_after: float | None = None
     ) -> list[str]:
-        """The lines that the ranks printed."""
+        """The lines that the ranks printed, without those of gloo, which torch 2.8 lets out."""
         print(json.dumps([program, str(folder), number, kill_after]), file=self._process.stdin)
-        return json.loads(self._process.stdout.readline())
+        lines: list[str] = json.loads(self._process.stdout.readline())
+        return [line for line in lines if not line.startswith("[Gloo]")]
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +288,7 @@ def test_damage_is_found_and_named(tmp_path: Path, which: str) -> None:
         loaded(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")  # torch 2.8, of its own writer
 def test_a_folder_without_a_checkpoint_says_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(dcp.api.CheckpointException, match="no checkpoint of GenesisWriter"):
         loaded(tmp_path)
@@ -377,6 +380,9 @@ def test_a_later_save_of_the_process_takes_over(tmp_path: Path) -> None:
     assert len(parts(tmp_path)) == 1
 
 
+@pytest.mark.skipif(
+    "use_collectives" not in inspect.signature(dcp.save).parameters, reason="an older torch"
+)
 def test_ranks_that_do_not_wait_for_each_other_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="use_collectives"):
         dcp.save(
