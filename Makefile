@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find genesis -name '*.py' -o -name py.typed) README.md LICENSE
-COVERAGE ?= --cov --cov-report=term
+# The floor of the coverage holds for the whole suite, not for a part of it.
+COVERAGE ?= --cov --cov-report=term $(if $(ARGS),--cov-fail-under=0)
 ARGS ?=
 QUICK := tests/test_layers.py tests/test_surface.py tests/test_fs.py tests/test_format.py \
 	tests/test_numpy_objects.py tests/test_objects.py tests/versions tests/attacks/test_planted.py

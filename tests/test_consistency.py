@@ -20,6 +20,7 @@ import pytest
 import torch
 from contention import DEADLINE, held, litter
 from same import assert_same
+from tracing import traced
 
 import genesis
 from genesis._pickle.torch_plain import Ledger
@@ -219,10 +220,7 @@ def test_states_that_look_the_same_are_not_mixed_up_by_threads(tmp_path: Path) -
 
     mine, others = state(1.0), state(2.0)
     genesis.save(mine, tmp_path / "f", clear=False)
-    sys.settrace(save_another)
-    try:
+    with traced(save_another):
         genesis.save(mine, tmp_path / "f", clear=False)
-    finally:
-        sys.settrace(None)
     assert_same(genesis.load(tmp_path / "g"), others)
     assert_same(genesis.load(tmp_path / "f"), mine)

@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 from contention import DEADLINE, descriptors, run
+from tracing import traced
 
 import genesis
 from genesis._os.descriptors import Descriptor
@@ -228,13 +229,14 @@ def interrupted(call: Callable[[], object], number: int) -> bool:
             raise KeyboardInterrupt
         return trace
 
-    sys.settrace(trace)
+    before = sys.gettrace()
+    sys.settrace(trace)  # not `traced`, whose end would be steps too
     try:
         call()
     except KeyboardInterrupt:
         return True
     finally:
-        sys.settrace(None)
+        sys.settrace(before)
     return False
 
 
@@ -411,12 +413,8 @@ def test_the_start_of_a_thread_may_be_cut_short() -> None:
             raise KeyboardInterrupt
         return interrupt
 
-    sys.settrace(interrupt)
-    try:
-        with pytest.raises(KeyboardInterrupt, match=r"^$"):
-            thread.start()
-    finally:
-        sys.settrace(None)
+    with traced(interrupt), pytest.raises(KeyboardInterrupt, match=r"^$"):
+        thread.start()
     assert ran.wait(DEADLINE)
     thread.join(DEADLINE)
     assert not thread.is_alive()

@@ -10,7 +10,6 @@ import itertools
 import linecache
 import os
 import signal
-import sys
 import tempfile
 import threading
 import traceback
@@ -38,6 +37,7 @@ from contention import (
     start_save,
     until,
 )
+from tracing import traced
 
 import genesis
 
@@ -200,13 +200,8 @@ def interrupt() -> None:
 def save_at_line(folder: Path, number: int, act: Callable[[], object], background: bool) -> str:
     """Save with `act` before one line; return which, or nothing where there are fewer lines."""
     trace = AtLine(number, act)
-    sys.settrace(trace)
-    try:
+    with traced(trace), suppress(KeyboardInterrupt):
         genesis.save({"n": "new"}, folder / "f", background=background)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(None)
     return trace.where
 
 

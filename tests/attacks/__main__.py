@@ -1,4 +1,4 @@
-"""``python -m attacks``, in tests/: runs the corpus against every reader, and prints a table.
+"""``PYTHONPATH=helpers python -m attacks``, in tests/: every reader on the corpus, as a table.
 
 It judges nothing: that is `test_attacks`.
 """
