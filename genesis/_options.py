@@ -76,6 +76,7 @@ class LoadChoices:
 
     def __post_init__(self) -> None:
         check_progress(self.progress)
+        _check_map_location(self.map_location)
         if self.only is not None and not isinstance(self.only, str) and not callable(self.only):
             raise TypeError(f"only must be a string or take a path, not {self.only!r:.80}")
 
@@ -128,3 +129,19 @@ def spelled_out(choices: type) -> Callable[[_Call], _Call]:
 
 def _fields(choices: Any) -> tuple[Field[Any], ...]:
     return fields(choices)
+
+
+def _check_map_location(given: Any) -> None:
+    """Raise for what `torch.load` does not take, or the file would seem to be at fault."""
+    if given is None or callable(given):
+        return
+    wrong = [
+        each
+        for each in (given.values() if isinstance(given, dict) else [given])
+        if not isinstance(each, str) and type(each).__name__ != "device"
+    ]
+    if wrong:
+        raise TypeError(
+            "map_location must be a device or its name, a dict of those, or a function, not "
+            f"{given!r:.80}"
+        )

@@ -140,3 +140,13 @@ def test_a_state_dict_that_nobody_called(path: Path, of: Any) -> None:
 
     with pytest.raises(TypeError, match=r"model_state_dict is the method state_dict, .* call it"):
         of("save_checkpoint")(Net().state_dict, {}, path)
+
+
+@pytest.mark.parametrize("where", [5, b"cpu", True, [], {"cpu": 5}])
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_map_location_that_is_no_device_is_not_the_files_fault(
+    where: object, weights_only: bool, tmp_path: Path
+) -> None:
+    genesis.save({"a": 1}, tmp_path / "p")
+    with pytest.raises(TypeError, match=r"map_location must be a device or its name"):
+        genesis.load(tmp_path / "p", map_location=where, weights_only=weights_only)

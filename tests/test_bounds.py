@@ -435,3 +435,25 @@ def test_a_file_that_becomes_shorter_during_the_save_is_an_error_and_no_signal(
     with pytest.raises((memory.UnreadableMemoryError, genesis.UnpicklableStateError)):
         save(state, path, mode)
     assert not path.exists()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_whose_storage_shrank_is_refused(path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(100), torch.ones(200)])
+    whole = path.with_name("whole")
+    save({"x": nested}, whole)
+    assert_same(genesis.load(whole)["x"].unbind()[1], torch.ones(200))
+    nested.untyped_storage().resize_(4)
+    refused({"x": nested}, path, "['x']", "1,200 bytes")
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_a_record_of_an_array_that_was_resized_is_refused(record: bool, path: Path) -> None:
+    array = np.zeros(1_000_000, dtype="i4,f8")
+    array[900_000] = (3, 4.0)
+    one = (array.view(np.recarray) if record else array)[900_000]
+    whole = path.with_name("whole")
+    save({"x": one}, whole)
+    assert genesis.load(whole)["x"].item() == (3, 4.0)
+    array.resize(10, refcheck=False)
+    refused({"x": one}, path, "['x']", "reaches beyond the memory")

@@ -422,3 +422,65 @@ def test_what_a_spawned_child_saves_is_loaded_by_any_program(path: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     run("s = genesis.load(PATH)\nassert (s['config'].x, s['scale'](2)) == (5, 6)", path=path)
     run(f"s = {LOADS[1]}\nassert s['config'].x == 5", path=path)
+
+
+CLASS_WITH_FUNCTIONS = """
+    class Trainer:
+        def step(self):
+            return 1
+        @staticmethod
+        def loss(x):
+            return x + 1
+
+    class Later(Trainer):
+        def step(self):
+            return super().step() + 10
+"""
+
+
+def test_a_function_of_a_class_is_the_one_that_the_program_has(tmp_path: Path) -> None:
+    run(
+        CLASS_WITH_FUNCTIONS,
+        """
+        state = {"loss": Trainer.loss, "step": Later.step, "class": Later}
+        genesis.save(state, PATH, clear=False)
+        loaded = genesis.load(PATH)
+        assert all(loaded[key] is state[key] for key in state)
+        """,
+        path=tmp_path / "p",
+    )
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_a_function_of_a_class_comes_from_the_file_elsewhere(load: str, tmp_path: Path) -> None:
+    run(
+        CLASS_WITH_FUNCTIONS,
+        "genesis.save({'loss': Trainer.loss, 'step': Later.step, 'class': Later}, PATH)",
+        path=tmp_path / "p",
+    )
+    run(
+        f"""
+        state = {load}
+        assert state["loss"](1) == 2
+        assert state["step"] is state["class"].step
+        assert state["class"]().step() == 11
+        """,
+        path=tmp_path / "p",
+    )
+
+
+def test_a_name_that_no_other_program_may_have_is_logged_once(tmp_path: Path) -> None:
+    printed = run(
+        """
+        import logging, threading
+        logging.basicConfig(stream=sys.stdout, format="%(message)s")
+        class Local:
+            data = threading.local()
+        for _ in range(2):
+            genesis.save({"x": Local()}, PATH)
+        """,
+        path=tmp_path / "p",
+    )
+    assert printed.count("\n") == 1
+    assert "saved by name" in printed
+    assert "__main__.Local" in printed

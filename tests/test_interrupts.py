@@ -27,6 +27,7 @@ from tracing import traced
 
 import genesis
 from genesis._os.descriptors import Descriptor
+from genesis._threads.companions import Companion
 from genesis._threads.interrupts import CollectorPaused, Doubled, Event, Thread
 from genesis._threads.waiting import OpenFuture
 
@@ -465,3 +466,39 @@ print(os.waitpid(child, 0)[1], bool(file), file.number == number, os.fstat(numbe
 """
     status, output, errors = run(script, tmp_path)
     assert (status, output) == (0, "0 True True True\n"), errors
+
+
+def test_a_recursion_error_of_a_handler_ends_the_save(tmp_path: Path) -> None:
+    def too_deep(_number: int, _frame: FrameType | None) -> None:
+        raise RecursionError("from the handler")
+
+    class Interrupts:
+        def __getstate__(self) -> dict[str, int]:
+            if signal.getsignal(signal.SIGUSR1) is too_deep:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            return {}
+
+    before = signal.signal(signal.SIGUSR1, too_deep)
+    try:
+        with pytest.raises(RecursionError, match="from the handler"):
+            genesis.save([Interrupts(), lambda: 1], tmp_path / "p")
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 13), reason="threading has no such lock")
+def test_the_end_of_a_thread_is_awaited_without_a_lock_that_new_threads_need() -> None:
+    # A handler that interrupts the waiting, and starts a thread, would wait for ever.
+    companion = Companion(lambda: None)
+    begin, ended = threading.Event(), threading.Event()
+    waiting = threading.Thread(
+        target=lambda: (begin.wait(DEADLINE), companion.wait(), ended.set()), daemon=True
+    )
+    waiting.start()
+    companion.start()
+    lock: Any = getattr(threading, "_shutdown_locks_lock")  # noqa: B009
+    with lock:
+        begin.set()
+        assert ended.wait(10)
+    waiting.join()

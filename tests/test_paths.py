@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -204,3 +206,11 @@ async def test_a_stream_is_of_the_file_of_the_moment_of_the_call(
     async with aclosing(pieces):
         got = b"".join([piece async for piece in pieces])
     assert got == (tmp_path / "a" / "f").read_bytes()
+
+
+def test_a_relative_path_without_a_working_directory_is_named(tmp_path: Path) -> None:
+    code = "import os, sys, genesis; os.rmdir(os.getcwd()); genesis.save({'a': 1}, 'run.pth')"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run([sys.executable, "-c", code], cwd=gone, capture_output=True, text=True)
+    assert "the working directory is gone; give the whole path: 'run.pth'" in done.stderr

@@ -112,7 +112,11 @@ def _real_path(name: str) -> str:
     except OSError as exc:
         if exc.errno not in _NOT_THERE:
             raise
-    return os.path.realpath(name)
+    try:
+        return os.path.realpath(name)
+    except FileNotFoundError as exc:  # `os.getcwd`, which names nothing
+        problem = "the working directory is gone; give the whole path"
+        raise FileNotFoundError(errno.ENOENT, problem, name) from exc
 
 
 def host() -> str:

@@ -57,8 +57,7 @@ Reducer = Callable[[Any], Any]
 def has_name(obj: Any) -> bool:
     """Whether ``__main__`` holds a function or class of its own, and this one, under its name. What
     stands in a class is part of that."""
-    place = place_of(obj) if is_of_main(obj) else None
-    return place is not None and (isinstance(obj, type) or isinstance(place[0], types.ModuleType))
+    return is_of_main(obj) and place_of(obj) is not None
 
 
 def is_of_main(obj: Any) -> bool:
@@ -157,7 +156,13 @@ class ByValue:
             raise pickle.PicklingError(f"{obj!r} is no attribute of its module")
         held = has_name(obj)
         made = self._made.get(id(obj)) or self._make(obj, held=held)
-        return self._held(*place, made) if held and place else made.reduction
+        if not (held and place):
+            return made.reduction
+        found = self._held(*place, made)
+        if isinstance(obj, type) or isinstance(place[0], types.ModuleType):
+            return found
+        found = Call(found)  # of a static method the class's dict has more than the function
+        return getattr, (found, "__func__", found)
 
     def leaves(self, obj: Any) -> bool:
         """Whether a function or class is written as a name, and with nothing of what it holds.

@@ -7,6 +7,7 @@ Nothing here copies an array, touches a file or starts a thread.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from .once import Once
 from .picklers import Make, Reducers, Skeleton, by_dill, by_names, by_value, dump
 from .proof import problem_of
 from .recursion import has_stack, recursion_limit
+
+log = logging.getLogger("genesis")
 
 _DEEP = 10_000
 """Recursion limit of the C pickler for what is nested deeply: three levels of it are one of an
@@ -73,6 +76,8 @@ class _Attempts:
         self._ways = [cls._by_names, cls._by_value, cls._by_dill, cls._by_names_of_main]
         self._as_names: set[int] = set()
         """Ids of functions and classes of ``__main__`` that cannot be saved by value."""
+        self._names: list[str] = []
+        """Theirs."""
         self._error: Exception | None = None
         """What the way that got furthest raised."""
 
@@ -81,6 +86,9 @@ class _Attempts:
         skeleton, region, pickler = self.lay_out(None)
         if region.lessons is not None:
             skeleton, region, pickler = self.lay_out(region.lessons)
+        if self._ways[0] == _Attempts._by_names_of_main:
+            self._names.append("*")
+        _say_once(self._names)
         return Plan(region, skeleton, pickler=pickler, torch_storages=region.has_storages)
 
     def lay_out(self, hints: Any) -> _Result:
@@ -128,9 +136,9 @@ class _Attempts:
         region = DataRegion(hints, sharded=self._sharded)
         try:
             return dump(make, self._state, region), region
-        except RecursionError:
+        except RecursionError as exc:
             # From Python 3.12 on, C code has a limit of its own.
-            if sys.version_info >= (3, 12) or not has_stack():
+            if sys.version_info >= (3, 12) or not has_stack() or not self._once.blames(exc):
                 raise
         region = DataRegion(hints, sharded=self._sharded)
         with recursion_limit(_DEEP):
@@ -179,6 +187,7 @@ class _Attempts:
         for obj in reversed(objects):
             if has_name(obj) and not self._can_be_saved(obj):
                 self._as_names.add(id(obj))
+                self._names.append(obj.__qualname__)
         return len(self._as_names) > known
 
     def _can_be_saved(self, obj: Any) -> bool:
@@ -213,6 +222,22 @@ class _Attempts:
             return True
 
         return culprit.Asked(lambda obj: reducers[type(obj)](obj), words.leaves, save)
+
+
+_said: set[str] = set()
+"""Names that were logged: a loop saves the same ones again and again."""
+
+
+def _say_once(names: list[str]) -> None:
+    """Log what stands in the file as a name, though no other program may have it."""
+    new = [f"__main__.{name}" for name in names if name not in _said]
+    _said.update(names)
+    if new:
+        log.warning(
+            "saved by name, since it cannot be saved by value: %s; only a program that has it "
+            "can load the file",
+            ", ".join(new),
+        )
 
 
 def _named(place: str, error: Exception) -> UnpicklableStateError:

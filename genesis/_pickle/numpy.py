@@ -41,6 +41,8 @@ def reducer_for(cls: type, region: DataRegion) -> Any:
         return partial(reduce_array, region)
     if issubclass(cls, np.ndarray):
         return partial(reduce_as_numpy, region)
+    if issubclass(cls, np.void):
+        return partial(reduce_void, region)
     return reduce_dtype if issubclass(cls, np.dtype) else None
 
 
@@ -147,6 +149,18 @@ def _with_attributes(array: Any, reduction: Any, attributes: dict[str, Any]) -> 
 
 
 _REDUCE = "__reduce__", "__reduce_ex__", "__setstate__"
+
+
+def reduce_void(region: DataRegion, record: np.void) -> Any:
+    """NumPy's own reduction of a record, which may be a view of an array's memory."""
+    base: Any = record.base
+    if isinstance(base, np.ndarray):
+        is_foreign(base)
+        owner, _ = _owner_of(base)
+        inside, memory = _memory_of(record), _memory_of(owner)
+        if inside and memory:
+            _refuse_beyond(np.empty((), record.dtype), inside, owner, memory)
+    return region.reduce_own(record)
 
 
 def is_foreign(array: np.ndarray[Any, Any]) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch._guards import detect_fake_mode
 from torch._tensor import _rebuild_from_type_v2
 from torch._utils import (
+    _rebuild_nested_tensor,
     _rebuild_parameter,
     _rebuild_qtensor,
     _rebuild_tensor_v2,
@@ -131,6 +132,8 @@ class Storages:
         function, args, *rest = self._region.reduce_own(tensor)
         if function is _rebuild_qtensor:
             _refuse_beyond(tensor)
+        if function is _rebuild_nested_tensor:
+            _refuse_nested_beyond(tensor, args)
         if function is _rebuild_from_type_v2 and args[0] in _DENSE:
             inner, args_of_inner = self._over_range(tensor, args[0], args[2])
             args = inner, args[1], args_of_inner, *args[3:]
@@ -353,10 +356,22 @@ def _refuse_beyond(tensor: torch.Tensor) -> None:
         raise _beyond(tensor, high, size)
 
 
+def _refuse_nested_beyond(tensor: torch.Tensor, args: tuple[Any, ...]) -> None:
+    """Raise where a part of a nested tensor reaches beyond its buffer, all of its storage."""
+    buffer, sizes, strides, offsets = args
+    if sizes.ndim < 2:
+        return  # it has no parts
+    ends = (offsets + ((sizes - 1) * strides).sum(1) + 1)[(sizes > 0).all(1)]
+    high = max(ends.tolist(), default=0) * tensor.element_size()
+    if high > (size := buffer.nbytes):
+        raise _beyond(tensor, high, size)
+
+
 def _beyond(tensor: torch.Tensor, high: int, size: int) -> Exception:
     what = "freed" if not size else "shrunk"
+    shape = "several shapes" if tensor.is_nested else f"shape {tuple(tensor.shape)}"
     return RefusedObjectError(
-        f"a tensor of shape {tuple(tensor.shape)} and {tensor.dtype} needs {high:,} bytes of its "
+        f"a tensor of {shape} and {tensor.dtype} needs {high:,} bytes of its "
         f"storage, which has {size:,}: it was {what} after the tensor was made",
         "clone() the tensor before that, or give the storage its bytes back before the save",
     )

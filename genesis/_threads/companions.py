@@ -83,7 +83,7 @@ class Companion(Doubled):
             except BaseException as exc:
                 interrupt = exc
         if self._started:
-            self._thread.join()
+            self._thread.wait_for_end()
         error, self._error = self._error or interrupt, None
         if error is not None:
             raise error

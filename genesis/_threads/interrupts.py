@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import threading
+import time
 from _thread import LockType, allocate_lock
 from collections import deque
 from collections.abc import Callable
@@ -154,3 +156,13 @@ class Thread(threading.Thread):
         # being stopped aborts the process.
         super().__init__(target=target, name=name, daemon=False)
         self._started = Event()
+
+    def wait_for_end(self) -> None:
+        """`join`, for a thread that has run its target. Up to Python 3.12 that takes a lock which
+        every new thread needs: a handler that interrupts it there, and starts one, waits for ever.
+        """
+        if sys.version_info >= (3, 13):
+            self.join()
+            return
+        while (lock := getattr(self, "_tstate_lock", None)) is not None and lock.locked():
+            time.sleep(0)
