@@ -5,6 +5,7 @@ The flawed writers are the relatives of `toy`; the sound one must pass everythin
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -81,3 +82,23 @@ def _strace(scenario: str, place: Path, log: Path) -> list[str]:
     )
     calls = [line for line in lines[first:last] if str(place) in line and " resumed>" not in line]
     return [line.split()[1].partition("(")[0] for line in calls]
+
+
+def test_the_table_in_the_documentation_adds_up() -> None:
+    """It is pasted from a run: each row has the numbers under its columns and their sum."""
+    page = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text("utf-8")
+    table = page.partition("`make test` prints it")[2].split("```")[1]
+    title, *lines = table.strip("\n").splitlines()
+    ends = [found.end() for found in re.finditer(r"\S+(?: \S+)*", title)]
+    rows = {line.split()[0]: _numbers(line, ends) for line in lines}
+    whole = rows.pop("all")
+
+    assert all(find(name) for name in rows)
+    assert all(sum(row[:-1]) == row[-1] for row in (*rows.values(), whole))
+    assert [sum(column) for column in zip(*rows.values(), strict=True)] == whole
+
+
+def _numbers(line: str, ends: list[int]) -> list[int]:
+    """What stands right-aligned below each title; 0 where nothing does."""
+    words = {found.end(): int(found[0]) for found in re.finditer(r"\b\d+\b", line)}
+    return [words.get(end, 0) for end in ends]
