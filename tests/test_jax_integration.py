@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from contention import HELPERS
 
 pytest.importorskip("jax", reason="JAX is not installed")
 
 TOOLS = """
-import sys, warnings
+import sys
+sys.path.append(sys.argv[2])
+import warnings
+from pathlib import Path
+from contention import held
 from typing import NamedTuple
 import numpy as np, jax, jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
@@ -93,6 +98,16 @@ genesis.save({"key": keys}, path)
 got = restore(path, {"key": keys}, sharding=rows)["key"]
 assert got.sharding == rows and (jax.random.key_data(got) == jax.random.key_data(keys)).all()
 """,
+    "a replicated array over memory that others write": """
+memory = np.zeros(4_000_064, np.uint8)
+start = -memory.__array_interface__["data"][0] % 64
+memory = memory[start : start + 4_000_000].view("f4")
+with held(Path(path).parent):
+    future = genesis.save({"x": jax.device_put(memory, whole)}, path, background=True)
+    memory.fill(7)
+future.result(60)
+assert not np.asarray(genesis.load(path)["x"]).any()
+""",
     "donated after the call": """
 for sharding in (None, rows):
     w = state(sharding)["params"]["w"]
@@ -109,7 +124,7 @@ for sharding in (None, rows):
 def test_on_eight_devices(tmp_path: Path, case: str) -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", TOOLS + case, tmp_path / "f"],
+        [sys.executable, "-W", "ignore", "-c", TOOLS + case, tmp_path / "f", HELPERS],
         env=os.environ | flags,
         capture_output=True,
         text=True,

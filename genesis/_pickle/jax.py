@@ -39,8 +39,9 @@ def reduce_array(region: DataRegion, array: Any) -> Any:
     typed_key = jnp.issubdtype(array.dtype, jax.dtypes.extended)
     if typed_key or array.weak_type or not array.is_fully_addressable:
         return array.__reduce_ex__(5)
-    devices = array.devices()
-    copied = len(devices) > 1 or next(iter(devices)).platform != "cpu"
+    # Of what each device has whole, JAX gives the memory of one of them; shards it puts together.
+    on_host = next(iter(array.devices())).platform == "cpu"
+    copied = not (on_host and array.is_fully_replicated)
     return jnp.asarray, (Call(numpy.reduce_array(region, np.asarray(array), frozen=copied)),)
 
 
