@@ -1199,3 +1199,11 @@ def test_what_has_no_name_needs_one_to_be_registered() -> None:
         _safe.add_safe_globals([nameless])
     with _safe.safe_globals([(nameless, "old.place.Config")]):
         assert nameless in _safe.get_safe_globals()
+
+
+@pytest.mark.parametrize("key", [((1, 2), 3), (1, (2, "a")), frozenset([1])])
+def test_a_key_that_is_refused_has_a_cure_that_helps(key: object, path: Path) -> None:
+    genesis.save({key: 1}, path)
+    with pytest.raises(genesis.UnsafeLoadError, match=r"a key is .*flat tuples") as caught:
+        genesis.load(path, weights_only=True)
+    assert "add_safe_globals" not in str(caught.value)

@@ -294,7 +294,8 @@ class Site:
         parts = list(chain.from_iterable(new))
         if self.unfinished:
             require(self.unfinished.keys().isdisjoint(map(id, parts)), "a key that is not finished")
-        require(tuple not in set(map(type, parts)), "a key is a tuple with a tuple in it")
+        if tuple in set(map(type, parts)):
+            raise RefusedError("a key is a tuple with a tuple in it", hint=_OTHER_KEYS)
         _check_scalars(parts)
         self._tuples.update(zip(map(id, new), new, strict=True))
 
@@ -304,6 +305,12 @@ def _are_small(keys: Iterable[Any]) -> bool:
     return max(numbers) < MAX_OWN_HASH and min(numbers) > -MAX_OWN_HASH
 
 
+_OTHER_KEYS = (
+    "if you trust the file, load it with weights_only=False; or save it again with strings, "
+    "numbers or flat tuples for keys"
+)
+
+
 def _check_scalars(keys: list[Any]) -> None:
     kinds = set(map(type, keys))
     if int in kinds:
@@ -311,7 +318,8 @@ def _check_scalars(keys: list[Any]) -> None:
         require(bits <= MAX_KEY_BITS, "a key is a huge number")
     if not kinds <= _SCALARS:
         for key in keys:
-            require(type(key) in _SCALARS or _is_constant(key), f"a key is {brief(key)}")
+            if type(key) not in _SCALARS and not _is_constant(key):
+                raise RefusedError(f"a key is {brief(key)}", hint=_OTHER_KEYS)
 
 
 def _is_constant(key: Any) -> bool:
