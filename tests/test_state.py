@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import random
 import sys
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,21 @@ from optional import jax, needs_torch, torch
 import genesis
 from genesis import ResumableLoader, TrainState
 
+# Python 3.12 and later say so where there are threads; the children are of torch.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .pid:DeprecationWarning")
+
 NOTED = "while the TrainState loaded its part 'second'"
+
+
+@pytest.fixture(autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Python 3.14 starts workers so that they import the module of the tests, which has no name
+    that could be imported."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    if sys.version_info >= (3, 14):
+        multiprocessing.set_start_method("fork", force=True)
+    yield
+    multiprocessing.set_start_method(before, force=True)
 
 
 class Counter:
