@@ -146,10 +146,10 @@ def get(url: str) -> bytes:
         return response.read()
 
 
-def status_after(url: str, key: str, step: int) -> dict[str, Any]:
+def status_after(url: str, key: str, step: int, page: str = "status") -> dict[str, Any]:
     """Ask for the status until its `key` is past `step`; each answer is one turn of its loop."""
     while True:
-        status = json.loads(get(f"{url}/status"))
+        status = json.loads(get(f"{url}/{page}"))
         if (status[key] or 0) > step:
             return status
 
@@ -175,6 +175,75 @@ def test_async_trainer_answers_while_it_trains_and_saves(tmp_path: Path) -> None
     step, saved = re.fullmatch(r"step (\d+), loss .*, saved at step (\d+)\n", last_words).groups()
     assert step == saved
     assert genesis.validate_checkpoint(tmp_path / "latest.pth") == (True, "Checkpoint is valid")
+
+
+@contextmanager
+def service(folder: Path) -> Iterator[str]:
+    """A real uvicorn with the example in it, and its address."""
+    app = Path("serve.py").stem + ":app"
+    command = [sys.executable, "-m", "uvicorn", app, f"--app-dir={EXAMPLES}", "--port=0"]
+    env = os.environ | {"SERVE_FOLDER": str(folder), "SERVE_WIDTH": "4096"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as server:
+        try:
+            said = ""
+            while not (found := re.search(r"running on (http://\S+)", said)):
+                said += server.stderr.readline() or pytest.fail(said)
+            yield found[1]
+            server.terminate()
+            said += server.stderr.read()
+            assert server.wait(LIMIT) in (0, -signal.SIGTERM)
+            assert not re.search("Traceback|ERROR", said), said
+        finally:
+            server.kill()
+
+
+def ask(url: str, **headers: str) -> tuple[int, Any, bytes]:
+    """The answer, asked for again where a save came between."""
+    while (answer := asked_once(url, headers))[0] == 503:
+        pass
+    return answer
+
+
+def asked_once(url: str, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    try:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers=names), timeout=LIMIT
+        ) as response:
+            return response.status, response.headers, response.read()
+    except urllib.error.HTTPError as refused:
+        with refused:
+            return refused.code, refused.headers, refused.read()
+
+
+def test_serve_hands_out_checkpoints_while_it_trains(tmp_path: Path) -> None:
+    for name in ("fastapi", "uvicorn"):
+        pytest.importorskip(name, reason=f"{name} is not installed")
+    with service(tmp_path) as url:
+        first = status_after(url, "saved_step", 0, "state")
+        while True:
+            status, headers, whole = ask(f"{url}/checkpoint")
+            assert (status, headers["Accept-Ranges"]) == (200, "bytes")
+            # A save may have ended between the two; then the part is of another file.
+            at = len(whole) - 1000
+            part = ask(f"{url}/checkpoint", Range=f"bytes={at}-", If_Range=headers["ETag"])
+            if part[0] == 206 and part[1]["ETag"] == headers["ETag"]:
+                break
+        assert part[2] == whole[at:]
+        assert part[1]["Content-Range"] == f"bytes {at}-{len(whole) - 1}/{len(whole)}"
+        (tmp_path / "downloaded.pth").write_bytes(whole)
+        step = genesis.load_metadata(tmp_path / "downloaded.pth")["step"]
+        _, optimizer_state = genesis.load_checkpoint(tmp_path / "downloaded.pth")
+        assert optimizer_state["state"][0]["step"] == step >= first["saved_step"]
+
+        for span, length in (("bytes=0-9", 10), ("bytes=-7", 7)):
+            status, _, some = ask(f"{url}/checkpoint", Range=span)
+            assert (status, len(some)) == (206, length)
+        assert ask(f"{url}/checkpoint", Range="bytes=0-9", If_Range='"old"')[0] == 200
+        assert ask(f"{url}/checkpoint", Range="bytes=1000000000-")[0] == 416
+        assert ask(f"{url}/checkpoint", Range="lines=1-2")[0] == 200
+        assert status_after(url, "saved_step", step, "state")["step"] > step
+    assert genesis.verify(tmp_path / "serve.pth")
 
 
 def test_lightning_trainer(tmp_path: Path) -> None:
