@@ -92,6 +92,16 @@ genesis.save({"w": state(both)["params"]["w"]}, path)
 assert row.shape == (8, 8) and row.bytes == 256
 assert (genesis.load(path)["w"] == jnp.arange(64.0).reshape(8, 8)).all()
 """,
+    "a file that is cut short afterwards": """
+tree = {"w": jnp.arange(1e6), "b": jnp.ones(3)}
+genesis.save(tree, path, clear=False)
+for sharding in (None, whole):
+    got = restore(path, tree, sharding=sharding)
+    with open(path, "r+b") as file:
+        file.truncate(0)
+    equal(got, tree)
+    genesis.save(tree, path, clear=False)
+""",
     "typed keys": """
 keys = jax.random.split(jax.random.key(3), 8)
 genesis.save({"key": keys}, path)

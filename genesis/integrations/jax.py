@@ -73,17 +73,24 @@ def restore(
     return jax.tree.unflatten(jax.tree.structure(template), made)
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Every leaf, by its path of keys; an attribute of a record and a key of a dict look alike."""
+Path = tuple[Any, ...]
+"""Keys of dicts, names of attributes and places in sequences."""
+
+
+def _leaves(tree: Any) -> dict[Path, Any]:
+    """Every leaf by its path; an attribute of a record and a key of a dict look alike."""
     paths, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(map(_key, path)): leaf for path, leaf in paths}
+    return {tuple(map(_key, path)): leaf for path, leaf in paths}
 
 
-def _key(entry: Any) -> str:
-    for name in ("key", "name", "idx"):
-        if hasattr(entry, name):
-            return str(getattr(entry, name))
-    return str(entry)
+def _key(entry: Any) -> Any:
+    return next(
+        (getattr(entry, name) for name in ("key", "name", "idx") if hasattr(entry, name)), entry
+    )
+
+
+def _name(path: Path) -> str:
+    return "/".join(map(str, path))
 
 
 def _is_array(leaf: Any) -> bool:
@@ -100,20 +107,20 @@ def _fits(leaf: Any, like: Any) -> bool:
     return not _is_array(like) or number or _look(like) == _look(leaf)
 
 
-def _refuse_others(found: dict[str, Any], wanted: dict[str, Any], file_path: str) -> None:
-    problems = [f"{path} is not in the file" for path in wanted if path not in found]
+def _refuse_others(found: dict[Path, Any], wanted: dict[Path, Any], file_path: str) -> None:
+    problems = [f"{_name(path)} is not in the file" for path in wanted if path not in found]
     problems += [
-        f"{path} is {_look(like)}, in the file {_look(found[path])}"
+        f"{_name(path)} is {_look(like)}, in the file {_look(found[path])}"
         for path, like in wanted.items()
         if path in found and not _fits(found[path], like)
     ]
-    problems += [f"{path} is in the file alone" for path in found if path not in wanted]
+    problems += [f"{_name(path)} is in the file alone" for path in found if path not in wanted]
     if problems:
         listed = "; ".join(problems)
         raise ValueError(f"{file_path} does not fit the template: {listed}")
 
 
-def _shardings(template: Any, given: Any, wanted: dict[str, Any]) -> list[Any]:
+def _shardings(template: Any, given: Any, wanted: dict[Path, Any]) -> list[Any]:
     """One for each leaf; ``None`` for the default device."""
     if given is None:
         return [getattr(like, "sharding", None) for like in wanted.values()]
@@ -131,8 +138,11 @@ def _shardings(template: Any, given: Any, wanted: dict[str, Any]) -> list[Any]:
 def _placed(leaf: Any, like: Any, sharding: Any) -> Any:
     if not _is_array(like) or not _is_array(leaf):
         return leaf
+    # Copied, or on a CPU it could be a view of the mapped file, which somebody may cut short.
     if isinstance(leaf, np.ndarray) and sharding is not None:
-        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda at: np.array(leaf[at]))
+    if isinstance(leaf, np.ndarray):
+        leaf = np.array(leaf)
     return jax.device_put(_with_base_of_jax(leaf), sharding)
 
 
