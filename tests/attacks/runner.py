@@ -12,7 +12,8 @@ import pickle
 import resource
 import sys
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from genesis_files import genesis_file
 
 import genesis
 from genesis import GenesisError, _safe
+from genesis._safe import site
 
 from .corpus import CANARY_MODULE, DATA, EXTENSION_CODES, Attack, attacks
 
@@ -98,6 +100,10 @@ def _warm_up() -> None:
     "a".encode("unicode_escape")
     b"a".decode("raw-unicode-escape")
     jax.numpy.asarray(numpy.zeros(1))
+    # Whose records are states: imported by their own names, whoever asks.
+    for library in site.RECORDS:
+        with suppress(ImportError):
+            import_module(library)
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:
