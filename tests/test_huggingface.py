@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import genesis
+from genesis._file import writer
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 with warnings.catch_warnings():
@@ -109,6 +111,35 @@ def test_the_limit_and_the_best_decide_what_stays(tmp_path: Path) -> None:
     assert same(run.model.state_dict(), genesis.load(manager.best())["model"])
 
 
+def test_the_best_is_loaded_though_it_is_still_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = writer.save_staged
+    monkeypatch.setattr(
+        writer, "save_staged", lambda *args, **more: (time.sleep(2), written(*args, **more))[1]
+    )
+    run = trainer(
+        tmp_path / "run",
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=3,
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+    )
+    worse = iter((1.0, 2.0))
+
+    def evaluate(*_: Any, **__: Any) -> dict[str, float]:
+        metrics = {"eval_loss": next(worse)}
+        run.log(metrics)
+        run.control = run.callback_handler.on_evaluate(run.args, run.state, run.control, metrics)
+        return metrics
+
+    run.evaluate = evaluate
+    run.train()
+    assert run.state.best_model_checkpoint.endswith("checkpoint-000003.pth")
+    assert same(run.model.state_dict(), genesis.load(run.state.best_model_checkpoint)["model"])
+
+
 def test_an_error_of_a_background_save_is_raised_once(tmp_path: Path) -> None:
     class Blocked(transformers.TrainerCallback):  # type: ignore[misc, name-defined]
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -119,7 +150,9 @@ def test_an_error_of_a_background_save_is_raised_once(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         run.train()
     genesis.flush()
-    run = trainer(tmp_path / "run", max_steps=2)
+    (tmp_path / "run" / "checkpoint-000003.pth" / "in the way").rmdir()
+    (tmp_path / "run" / "checkpoint-000003.pth").rmdir()
+    run.remove_callback(Blocked)
     run.train()
 
 

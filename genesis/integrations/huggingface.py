@@ -26,8 +26,8 @@ from ._hosts import require
 
 __all__ = ["AccelerateState", "GenesisCheckpoints", "GenesisTrainer"]
 
-require(("transformers",), (4, 46), "huggingface")
-require(("accelerate",), (1, 0), "huggingface")
+require(("transformers",), (5, 0), "huggingface")
+require(("accelerate",), (1, 1), "huggingface")
 
 import transformers  # noqa: E402
 from transformers.trainer import TRAINER_STATE_NAME  # noqa: E402
@@ -138,11 +138,13 @@ class GenesisCheckpoints(_Trainer):  # type: ignore[misc]
 
     # Going on
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
+    def train(
+        self, resume_from_checkpoint: Any = None, trial: Any = None, *args: Any, **options: Any
+    ) -> Any:
         """As the Trainer's, which see; it returns when every checkpoint is durable."""
-        with self._opened(resume_from_checkpoint, options.get("trial")) as folder:
+        with self._opened(resume_from_checkpoint, trial) as folder:
             try:
-                output = super().train(folder, *args, **options)
+                output = super().train(folder, trial, *args, **options)
             except BaseException:
                 for future in self._pending:
                     future.exception()  # that of the training is raised; these are in the log
@@ -205,6 +207,8 @@ class GenesisCheckpoints(_Trainer):  # type: ignore[misc]
             _random.restore(states[self.args.process_index])
 
     def _load_best_model(self) -> None:
+        for future in self._pending:
+            future.exception()  # waits: the best may be on its way; errors are raised by train
         path = self.state.best_model_checkpoint
         if not os.path.isfile(path):
             super()._load_best_model()
