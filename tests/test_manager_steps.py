@@ -448,9 +448,10 @@ print("from", first, flush=True)
 with manager.preemption(grace=60) as preempted:
     for step in range(first, 10**9):
         state["n"] = step
-        if preempted or manager.due(step):
+        ends = bool(preempted)
+        if ends or manager.due(step):
             manager.save(step, state, background=True)
-        if preempted:
+        if ends:
             break
 print("ended by", preempted.signal.name, "at", step, calls, flush=True)
 assert manager.steps()[-1] == step

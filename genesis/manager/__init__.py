@@ -347,11 +347,13 @@ class CheckpointManager:
 
             with manager.preemption() as preempted:
                 for step in ...:
-                    if preempted or manager.due(step):
+                    ends = bool(preempted)
+                    if ends or manager.due(step):
                         manager.save(step, state, background=True)
-                    if preempted:
+                    if ends:
                         break
 
+        Ask it once a step: a signal between two questions would end the run without its last save.
         Handlers that were there before are called too, and are put back at the end. Leaving the
         block waits, at most `grace` seconds, until every save of this manager is durable.
 
